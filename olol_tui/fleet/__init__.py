@@ -1,0 +1,1 @@
+"""State of the cluster: snapshot, controller, desired state."""

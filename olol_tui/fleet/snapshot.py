@@ -1,0 +1,307 @@
+"""The fleet at one instant: what every reader shares.
+
+Frozen, with slots, built by the controller once a tick and on every change, encoded by
+msgspec for the control API. Sizes are bytes, durations seconds, temperatures Celsius,
+power watts. A field that a device does not support is None, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+STALE_AFTER_BEATS = 3
+"""Telemetry older than this many beats is stale: shown dimmed with its age."""
+
+NodeState = Literal["connecting", "ready", "lost", "failed"]
+EngineKind = Literal["ollama", "llama-server", "embedded", "simulated", "rpc-server", "endpoint"]
+EngineState = Literal["starting", "ready", "backoff", "failed", "stopping", "stopped"]
+RequestState = Literal["queued", "dispatched", "prefill", "decode", "done", "failed", "cancelled"]
+Severity = Literal["info", "warning", "critical"]
+
+RUNNERS: frozenset[EngineKind] = frozenset({"llama-server", "embedded"})
+"""Engine kinds whose process serves exactly one model and speaks llama-server's dialect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that a node's store or library holds."""
+
+    name: str
+    """Canonical name as shown to users: `llama3.2:3b`."""
+    digest: str = ""
+    size_bytes: int = 0
+    modified_at: str = ""
+    """RFC 3339."""
+    format: str = "gguf"
+    family: str = ""
+    families: tuple[str, ...] = ()
+    parameter_size: str = ""
+    quantization: str = ""
+    capabilities: tuple[str, ...] = ("completion",)
+    context_length: int | None = None
+    """Longest context the model was trained for, tokens."""
+    path: str = ""
+    """GGUF file on the node; empty when only an Ollama store holds it."""
+    chat_template: str = ""
+    """Jinja text or a llama.cpp template name that replaces the GGUF's own; usually empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model resident in an engine: one replica."""
+
+    name: str
+    digest: str = ""
+    size_bytes: int = 0
+    vram_bytes: int = 0
+    """Of size_bytes, what lies on the GPU. Less than size_bytes on a GPU: spilled to CPU."""
+    context_length: int | None = None
+    expires_at: str = ""
+    """RFC 3339; empty when it never expires."""
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A model on its way into an engine."""
+
+    name: str
+    started_s: float
+    """Fleet clock."""
+    progress: float | None = None
+    """0..1, None when the engine does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, a MIG slice, or the CPU of a node without GPU."""
+
+    uuid: str
+    index: int
+    name: str
+    vendor: Literal["nvidia", "amd", "cpu", "simulated", "unknown"] = "unknown"
+    vram_bytes: int | None = None
+    used_bytes: int | None = None
+    util_percent: float | None = None
+    temp_c: float | None = None
+    temp_limit_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    clock_mhz: float | None = None
+    throttle: tuple[str, ...] = ()
+    ecc_errors: int | None = None
+    pcie_rx_bytes_s: float | None = None
+    pcie_tx_bytes_s: float | None = None
+    error: str = ""
+    """Why the device gives no or partial facts: lost, hung, driver mismatch."""
+
+    @property
+    def label(self) -> str:
+        """`gpu0`, or `cpu`: how a node's device is named on screen and in commands."""
+        return "cpu" if self.vendor == "cpu" else f"gpu{self.index}"
+
+    @property
+    def free_bytes(self) -> int | None:
+        if self.vram_bytes is None or self.used_bytes is None:
+            return None
+        return max(0, self.vram_bytes - self.used_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A process that computes."""
+
+    id: str
+    """Unique in the fleet: `local/ollama-gpu0`."""
+    node: str
+    kind: EngineKind
+    state: EngineState
+    devices: tuple[str, ...] = ()
+    """UUIDs of the devices it may use."""
+    address: str = ""
+    """`127.0.0.1:41234` on its node, or host:port of an endpoint. Empty until known."""
+    pid: int | None = None
+    version: str = ""
+    slots: int = 1
+    """Requests of one model it runs at once."""
+    model: str = ""
+    """For kinds in RUNNERS: the one model it serves."""
+    loaded: tuple[Loaded, ...] = ()
+    loading: tuple[Loading, ...] = ()
+    restarts: int = 0
+    since_s: float = 0.0
+    """Fleet clock at which it entered its state."""
+    retry_in_s: float | None = None
+    """While in back-off."""
+    error: str = ""
+    """Last failure, one sentence."""
+    log_tail: tuple[str, ...] = ()
+    """Last log lines of a failed engine."""
+    cordoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine: this one, one reached by SSH, or an endpoint somebody else runs."""
+
+    name: str
+    state: NodeState
+    kind: Literal["local", "ssh", "endpoint"] = "local"
+    devices: tuple[Device, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    library: tuple[Model, ...] = ()
+    """What its store holds: what its engines can load without a download."""
+    runner: Literal["", "llama-server", "embedded"] = ""
+    """Kind of single-model engine that the node can launch for a library model with a path."""
+    foreign: tuple[str, ...] = ()
+    """URLs of Ollama servers found on the node that we did not start: shown, never touched."""
+    agent_version: str = ""
+    age_s: float = 0.0
+    """Since the last telemetry."""
+    stale: bool = False
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    cordoned: bool = False
+    pool: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One client call, as an operator sees it. Never holds prompt or reply."""
+
+    id: str
+    state: RequestState
+    model: str
+    dialect: Literal["ollama", "openai", "anthropic"]
+    path: str
+    client: str
+    """Key name, or peer address."""
+    age_s: float
+    engine: str = ""
+    where: str = ""
+    """`node/gpu0`, empty while queued."""
+    wait_s: float | None = None
+    ttft_s: float | None = None
+    total_s: float | None = None
+    prompt_tokens: int | None = None
+    tokens: int = 0
+    """Reply tokens (chunks until the engine reports its count)."""
+    tokens_per_s: float | None = None
+    status: int | None = None
+    error: str = ""
+    why: str = ""
+    """One line: why this engine."""
+    stream: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """Demand for one model as the gateway sees it."""
+
+    model: str
+    queued: int = 0
+    running: int = 0
+    replicas: int = 0
+    requests_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    ttft_p50_s: float | None = None
+    ttft_p95_s: float | None = None
+    pinned: bool = False
+    loading: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    address: str = ""
+    """`http://127.0.0.1:8000`, empty when not listening."""
+    queued: int = 0
+    running: int = 0
+    tokens_per_s: float = 0.0
+    requests_total: int = 0
+    errors_total: int = 0
+    ttft_p95_s: float | None = None
+    models: tuple[ModelLoad, ...] = ()
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Operator's wish: this model stays on this device, also after a restart."""
+
+    model: str
+    node: str
+    device: str
+    """Device UUID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A command on its way: shown with progress, then its result for a while."""
+
+    id: str
+    title: str
+    """`load qwen3:8b on n1/gpu0`"""
+    state: Literal["running", "done", "failed", "cancelled"]
+    started_s: float
+    progress: float | None = None
+    message: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    severity: Severity
+    where: str
+    message: str
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Everything at one instant."""
+
+    seq: int = 0
+    now_s: float = 0.0
+    """Fleet clock (monotonic) when this was built; other *_s marks compare to it."""
+    wall: str = ""
+    """RFC 3339 time of this snapshot, UTC."""
+    name: str = "local"
+    version: str = ""
+    nodes: tuple[Node, ...] = ()
+    requests: tuple[Request, ...] = ()
+    """Queued and running, then the latest finished ones, newest last."""
+    gateway: GatewayState = field(default_factory=GatewayState)
+    pins: tuple[Pin, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+
+    def node(self, name: str) -> Node | None:
+        return next((n for n in self.nodes if n.name == name), None)
+
+    def engine(self, engine_id: str) -> Engine | None:
+        return next((e for n in self.nodes for e in n.engines if e.id == engine_id), None)
+
+    def device(self, node: str, device: str) -> Device | None:
+        """A device by node and UUID, label (`gpu0`) or bare index."""
+        found = self.node(node)
+        if found is None:
+            return None
+        return next(
+            (d for d in found.devices if device in (d.uuid, d.label, str(d.index))),
+            None,
+        )
+
+
+def encode(fleet: Fleet) -> bytes:
+    """The snapshot as JSON."""
+    return msgspec.json.encode(fleet)
+
+
+def decode(raw: bytes) -> Fleet:
+    """The snapshot from JSON; unknown fields are ignored so that versions may differ."""
+    return msgspec.json.decode(raw, type=Fleet)

@@ -1,0 +1,1 @@
+"""The HTTP endpoint that clients talk to."""

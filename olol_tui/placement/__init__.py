@@ -1,0 +1,1 @@
+"""Demand and capacity to a plan, with reasons. Pure."""

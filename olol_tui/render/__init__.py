@@ -1,0 +1,1 @@
+"""Snapshot, width, palette to segments. Pure."""
