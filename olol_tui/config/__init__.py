@@ -1,0 +1,22 @@
+"""`cluster.toml`: what the operator wants, validated before anything acts on it."""
+
+from olol_tui.config.load import load, parse
+from olol_tui.config.schema import (
+    ClusterConfig,
+    EndpointConfig,
+    GatewayConfig,
+    ModelConfig,
+    NodeConfig,
+    SimulatedConfig,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "EndpointConfig",
+    "GatewayConfig",
+    "ModelConfig",
+    "NodeConfig",
+    "SimulatedConfig",
+    "load",
+    "parse",
+]

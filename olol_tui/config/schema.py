@@ -1,0 +1,191 @@
+"""The tables of `cluster.toml` as frozen models.
+
+No I/O. Field descriptions are what an error names as expected, and what the README lists.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from olol_tui.models.names import canonical
+from olol_tui.units import parse_size
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=64)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+def _path(text: str, info: ValidationInfo) -> str:
+    """`~` is the user's home; a relative path lies beside the file that names it."""
+    if not text:
+        return text
+    path = Path(text).expanduser()
+    base = (info.context or {}).get("base")
+    return str(Path(base, path)) if base is not None else str(path)
+
+
+FilePath = Annotated[str, AfterValidator(_path)]
+
+
+def _url(text: str) -> str:
+    """`http://host:port` without a trailing slash."""
+    example = "expected a URL such as http://10.0.0.9:11434"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{example}, got {text!r} ({error})") from None
+    if parts.scheme != "http" or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(f"{example}, got {text!r}")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"{example} without a path, got {text!r}")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"http://{host}:{port or 80}"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class GatewayConfig(_Table):
+    """Where clients connect."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Port = 8000
+    """0: any free port."""
+    max_queue: Annotated[int, Field(ge=0)] = 256
+    """Requests waiting for a slot before new ones are told «busy»."""
+    max_body_bytes: Size = 128 * 2**20
+
+
+class SimulatedConfig(_Table):
+    """Devices and engines that only pretend, for demos, tests and benchmarks."""
+
+    gpus: Annotated[int, Field(ge=1, le=1024)] = 2
+    vram: Size = 24 * 2**30
+    """Bytes of each GPU."""
+    name: Annotated[str, Field(min_length=1)] = "SIM"
+    load_bytes_s: Rate | None = None
+    prefill_tps: Rate | None = None
+    decode_tps: Rate | None = None
+    slots: Count | None = None
+
+
+class NodeConfig(_Table):
+    """A machine whose engines we run."""
+
+    local: bool = False
+    """This machine, without SSH."""
+    host: str = ""
+    user: str = ""
+    engine: Literal["auto", "ollama", "llama-server", "embedded", "simulated"] = "auto"
+    gpus: Literal["per-gpu", "shared"] = "per-gpu"
+    """One engine a GPU, or one over all."""
+    simulated: SimulatedConfig | None = None
+    binary: FilePath = ""
+    """The engine's executable, when it is not on PATH."""
+    models_dir: FilePath = ""
+    """Ollama's model directory, or a directory of GGUF files."""
+    slots: Count | None = None
+    """Requests of one model at once in an engine; None: the engine's default."""
+    num_ctx: Annotated[int, Field(ge=256)] = 4096
+    """Tokens of context of each slot, unless a request asks for more."""
+    pool: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _simulate_something(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("engine") == "simulated":
+            return {**data, "simulated": data.get("simulated") or SimulatedConfig()}
+        return data
+
+    @model_validator(mode="after")
+    def _one_place(self) -> NodeConfig:
+        if self.local and self.host:
+            raise ValueError("expected either local = true or host, got both")
+        if not self.local and not self.host:
+            raise ValueError('expected local = true or host = "NAME", got neither')
+        if self.simulated is not None and self.engine != "simulated":
+            raise ValueError(
+                f'expected engine = "simulated" beside the table simulated, got "{self.engine}"'
+            )
+        return self
+
+
+class EndpointConfig(_Table):
+    """An Ollama that somebody else runs: used, never managed."""
+
+    url: Annotated[str, AfterValidator(_url)]
+    slots: Count = 4
+    vram: Size | None = None
+
+
+class ModelConfig(_Table):
+    """A GGUF file under a name of its own: `[models."gemma3:270m"]`."""
+
+    path: Annotated[FilePath, Field(min_length=1)]
+    chat_template: str = ""
+    """Jinja text or the name of a llama.cpp template, in place of the file's own."""
+
+
+class ClusterConfig(_Table):
+    """The whole file."""
+
+    name: Annotated[str, Field(min_length=1)] = "local"
+    gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+    nodes: dict[Name, NodeConfig] = Field(default_factory=dict, validate_default=True)
+    """None given: this machine, as `local`."""
+    endpoints: dict[Name, EndpointConfig] = Field(default_factory=dict)
+    models: dict[str, ModelConfig] = Field(default_factory=dict)
+    """Keys are canonical model names."""
+    source: Path | None = None
+    """The file it was read from; not a key of the file."""
+
+    @field_validator("nodes", mode="after")
+    @classmethod
+    def _this_machine(cls, nodes: dict[str, NodeConfig]) -> dict[str, NodeConfig]:
+        return nodes or {"local": NodeConfig(local=True)}
+
+    @field_validator("models", mode="after")
+    @classmethod
+    def _canonical_names(cls, models: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+        named: dict[str, ModelConfig] = {}
+        for name, model in models.items():
+            if not name.strip():
+                raise ValueError('expected a model name such as "gemma3:270m", got ""')
+            if canonical(name) in named:
+                raise ValueError(f'expected each model once, got "{canonical(name)}" twice')
+            named[canonical(name)] = model
+        return named
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> ClusterConfig:
+        if twice := sorted(self.nodes.keys() & self.endpoints.keys()):
+            raise ValueError(
+                f'expected a name of its own for each node and endpoint, got "{twice[0]}" for both'
+            )
+        real = [name for name, node in self.nodes.items() if node.local and not node.simulated]
+        if len(real) > 1:
+            raise ValueError(
+                f"expected one local node that is not simulated, got {', '.join(real)}: "
+                "they would share the same GPUs"
+            )
+        return self
