@@ -21,8 +21,12 @@ _NOT_A_KEY = frozenset({"source"})
 """Fields of ClusterConfig that the program sets."""
 
 
-def load(path: Path | None) -> ClusterConfig:
+def load(path: Path | None, *, must_exist: bool = False) -> ClusterConfig:
     """The configuration in `path`; all defaults when there is no such file (or None).
+
+    Args:
+        path: the file.
+        must_exist: the user named the file: then its absence is an error.
 
     Raises:
         ConfigError: naming file, line, field and what was expected, all problems at once.
@@ -32,6 +36,10 @@ def load(path: Path | None) -> ClusterConfig:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(
+                f"{path} does not exist", hint="Check the path after --config."
+            ) from None
         return ClusterConfig()
     except OSError as error:
         raise ConfigError(
@@ -106,11 +114,12 @@ def _syntax_problem(error: tomllib.TOMLDecodeError, text: str) -> str:
     what = match["what"][0].lower() + match["what"][1:]
     line = match["line"] or text.rstrip("\n").count("\n") + 1
     column = f", column {match['column']}" if match["column"] else ""
-    return f"line {line}{column}: expected TOML, got this: {what}"
+    return f"line {line}{column}: not valid TOML: {what}"
 
 
 def _location(details: ErrorDetails) -> KeyPath:
-    return tuple(part for part in details["loc"] if part != "[key]")
+    at: KeyPath | None = details.get("ctx", {}).get("at")
+    return at or tuple(part for part in details["loc"] if part != "[key]")
 
 
 def _sentence(details: ErrorDetails) -> str:
@@ -126,6 +135,8 @@ def _sentence(details: ErrorDetails) -> str:
         return f"expected {expected}, got {_shown(got)}{hint}".replace("'", '"')
     if kind == "value_error":
         return str(context["error"])
+    if kind == "misplaced":
+        return str(context["told"])
     if details["loc"] and details["loc"][-1] == "[key]":
         return (
             "expected a name of lower-case letters, digits, dots, dashes and underscores "

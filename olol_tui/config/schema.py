@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from olol_tui.models.names import canonical
 from olol_tui.units import parse_size
@@ -28,6 +29,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=64)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Vram = Annotated[Size, Field(ge=2**20)]
+"""Below a MiB a unit was forgotten: `vram = 24`."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -61,6 +64,11 @@ def _url(text: str) -> str:
     return f"http://{host}:{port or 80}"
 
 
+def _problem(told: str, *at: str) -> PydanticCustomError:
+    """An error of a whole table that belongs to one of its keys: `load` reads `at`."""
+    return PydanticCustomError("misplaced", "{told}", {"told": told, "at": at})
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -80,7 +88,7 @@ class SimulatedConfig(_Table):
     """Devices and engines that only pretend, for demos, tests and benchmarks."""
 
     gpus: Annotated[int, Field(ge=1, le=1024)] = 2
-    vram: Size = 24 * 2**30
+    vram: Vram = 24 * 2**30
     """Bytes of each GPU."""
     name: Annotated[str, Field(min_length=1)] = "SIM"
     load_bytes_s: Rate | None = None
@@ -135,7 +143,7 @@ class EndpointConfig(_Table):
 
     url: Annotated[str, AfterValidator(_url)]
     slots: Count = 4
-    vram: Size | None = None
+    vram: Vram | None = None
 
 
 class ModelConfig(_Table):
@@ -170,22 +178,25 @@ class ClusterConfig(_Table):
         named: dict[str, ModelConfig] = {}
         for name, model in models.items():
             if not name.strip():
-                raise ValueError('expected a model name such as "gemma3:270m", got ""')
+                raise _problem(
+                    'expected a model name such as "gemma3:270m", got ""', "models", name
+                )
             if canonical(name) in named:
-                raise ValueError(f'expected each model once, got "{canonical(name)}" twice')
+                told = f'expected each model once, got "{canonical(name)}" twice'
+                raise _problem(told, "models", name)
             named[canonical(name)] = model
         return named
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ClusterConfig:
         if twice := sorted(self.nodes.keys() & self.endpoints.keys()):
-            raise ValueError(
-                f'expected a name of its own for each node and endpoint, got "{twice[0]}" for both'
-            )
+            told = f'expected a name of its own, got that of the node "{twice[0]}"'
+            raise _problem(told, "endpoints", twice[0])
         real = [name for name, node in self.nodes.items() if node.local and not node.simulated]
         if len(real) > 1:
-            raise ValueError(
-                f"expected one local node that is not simulated, got {', '.join(real)}: "
+            told = (
+                f"expected one local node that is not simulated, got {' and '.join(real)}: "
                 "they would share the same GPUs"
             )
+            raise _problem(told, "nodes", real[1])
         return self

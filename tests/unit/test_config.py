@@ -1,0 +1,262 @@
+"""cluster.toml: what is accepted, and that every refusal names file, line, field and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomlkit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from olol_tui.config import ClusterConfig, NodeConfig, load, parse
+from olol_tui.config.positions import key_lines
+from olol_tui.errors import ConfigError
+
+GIB = 2**30
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), Path("/etc/cluster.toml"))
+    assert "/etc/cluster.toml" in caught.value.message
+    return caught.value.message.splitlines()
+
+
+def test_without_a_file_this_machine_is_the_only_node(tmp_path: Path) -> None:
+    config = load(tmp_path / "cluster.toml")
+    assert config == ClusterConfig() == load(None)
+    assert config.nodes == {"local": NodeConfig(local=True)}
+    assert (config.gateway.host, config.gateway.port) == ("127.0.0.1", 8000)
+    assert config.gateway.max_body_bytes == 128 * 2**20
+
+
+def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(tmp_path / "typo.toml", must_exist=True)
+
+
+def test_a_directory_in_place_of_the_file_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_the_example_of_the_readme_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text(
+        """
+        name = "lab"
+        [gateway]
+        host = "0.0.0.0"
+        max_body_bytes = "1MiB"
+        [nodes.local]
+        local = true
+        engine = "embedded"
+        gpus = "shared"
+        [nodes.sim]
+        local = true
+        engine = "simulated"
+        simulated = { gpus = 4, vram = "80GB", decode_tps = 60 }
+        [endpoints.old-box]
+        url = "http://10.0.0.9:11434/"
+        vram = "24GiB"
+        [models."Gemma3:270m"]
+        path = "gemma.gguf"
+        """
+    )
+    config = load(path)
+    assert config.source == path
+    assert config.gateway.max_body_bytes == 2**20
+    assert config.nodes["sim"].simulated is not None
+    assert config.nodes["sim"].simulated.vram == 80 * 10**9
+    assert config.endpoints["old-box"].url == "http://10.0.0.9:11434"
+    assert config.endpoints["old-box"].vram == 24 * GIB
+    assert config.models["gemma3:270m"].path == str(tmp_path / "gemma.gguf"), "beside the file"
+
+
+def test_a_simulated_node_needs_no_table() -> None:
+    simulated = NodeConfig(local=True, engine="simulated").simulated
+    assert simulated is not None
+    assert (simulated.gpus, simulated.vram) == (2, 24 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[gateway]\nport = '8000'", 'line 2, gateway.port: expected a whole number, got "8000"'),
+        ("[gateway]\n\nport = 65536", "line 3, gateway.port: expected 65535 or less, got 65536"),
+        ("gateway.prot = 1", 'line 1, gateway.prot: unknown field; did you mean "port"?'),
+        ("[nodes.a]\nlocal = 'yes'", 'line 2, nodes.a.local: expected true or false, got "yes"'),
+        (
+            "[nodes.a]\nlocal = true\nengine = 'olama'",
+            'line 3, nodes.a.engine: expected "auto", "ollama", "llama-server", "embedded" or '
+            '"simulated", got "olama"; did you mean "ollama"?',
+        ),
+        (
+            "[nodes.a.simulated]\nvram = 24\n[nodes.a]\nlocal = true\nengine = 'simulated'",
+            "line 2, nodes.a.simulated.vram: expected 1048576 or more, got 24",
+        ),
+        (
+            "[nodes.a]\nhost = 'h'\nlocal = true",
+            "line 1, nodes.a: expected either local = true or host, got both",
+        ),
+        (
+            "[nodes.a]\nengine = 'auto'",
+            'line 1, nodes.a: expected local = true or host = "NAME", got neither',
+        ),
+        (
+            "[nodes.a]\nlocal = true\n[nodes.b]\nlocal = true",
+            "line 3, nodes.b: expected one local node that is not simulated, got a and b: "
+            "they would share the same GPUs",
+        ),
+        (
+            "[nodes.a]\nlocal = true\n[endpoints.a]\nurl = 'http://h:1'",
+            'line 3, endpoints.a: expected a name of its own, got that of the node "a"',
+        ),
+        (
+            "[endpoints.Big]\nurl = 'http://h:1'",
+            "line 1, endpoints.Big: expected a name of lower-case letters, digits, dots, dashes "
+            'and underscores (64 at most), got "Big"',
+        ),
+        (
+            "[endpoints.a]\nslots = 2",
+            'line 1, endpoints.a.url: missing; expected a value, for example url = "http://'
+            '10.0.0.9:11434"',
+        ),
+        (
+            "[endpoints.a]\nurl = 'https://h'",
+            "line 2, endpoints.a.url: expected a URL such as http://10.0.0.9:11434, "
+            "got 'https://h'",
+        ),
+        (
+            "[models.'A:b']\npath = 'x'\n[models.'a:b']\npath = 'y'",
+            'line 3, models."a:b": expected each model once, got "a:b" twice',
+        ),
+        ("[endpoints]\na = 3", "line 2, endpoints.a: expected a table, got 3"),
+        (
+            "source = 'x'",
+            "line 1, source: unknown field; expected one of name, gateway, nodes, endpoints, "
+            "models",
+        ),
+        (
+            "[gateway]\nhost = 'a'\nhost = 'b'",
+            "line 3, column 11: not valid TOML: cannot overwrite a value",
+        ),
+        ("name = 'a", 'line 1: not valid TOML: expected "\'"'),
+        ("a = [", "line 1"),
+    ],
+)
+def test_a_wrong_value_names_line_field_and_what_was_expected(text: str, expected: str) -> None:
+    (message,) = problems(text)
+    assert message.startswith(f"/etc/cluster.toml, {expected}")
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
+    first, *rest = problems(
+        """
+[nodes.gpu-box]
+local = true
+nodes.extra = 1
+simulated = { gpus = 0, vrm = "24GiB" }
+
+[gateway]
+port = -1
+max_body_bytes = "12 parsecs"
+"""
+    )
+    assert first == "/etc/cluster.toml has 5 problems"
+    assert rest == [
+        "  line 4, nodes.gpu-box.nodes: unknown field; expected one of local, host, user, "
+        "engine, gpus, simulated, binary, models_dir, slots, num_ctx, pool",
+        "  line 5, nodes.gpu-box.simulated.gpus: expected 1 or more, got 0",
+        '  line 5, nodes.gpu-box.simulated.vrm: unknown field; did you mean "vram"?',
+        "  line 8, gateway.port: expected 0 or more, got -1",
+        "  line 9, gateway.max_body_bytes: expected a size such as 24GiB or 512MB, "
+        "got '12 parsecs'",
+    ]
+
+
+def test_bytes_that_are_not_text_are_located() -> None:
+    with pytest.raises(ConfigError, match=r"line 2: expected UTF-8 text, got the byte 0xff"):
+        parse(b"name = 'x'\n# \xff\n", Path("c.toml"))
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_problem() -> None:
+    config = parse(b"\xef\xbb\xbfname = 'x'\r\n[gateway]\r\nport = 1\r\n", Path("c.toml"))
+    assert (config.name, config.gateway.port) == ("x", 1)
+
+
+def test_keys_are_found_behind_every_kind_of_value() -> None:
+    text = (
+        '''# [not.a.table]
+a = "x = 1 # no" # comment
+b = """
+c = 1 \\""" "
+d = 2"""
+e = \'\'\'
+[f]
+'''.replace("\\'", "'")
+        + """'''
+"g h".'i' = [ 1, # ]
+  { j = "]", k.l = 2 },
+]
+[m."n.o"]
+p = 1979-05-27T07:32:00Z
+[[q]]
+r = ''
+[[q]]
+r = ""
+[q.s]
+t = 1
+"""
+    )
+    lines = key_lines(text)
+    expected = {
+        ("a",): 2,
+        ("b",): 3,
+        ("e",): 6,
+        ("g h", "i"): 9,
+        ("g h", "i", 1, "j"): 10,
+        ("g h", "i", 1, "k", "l"): 10,
+        ("m", "n.o"): 12,
+        ("m", "n.o", "p"): 13,
+        ("q", 0, "r"): 15,
+        ("q", 1, "r"): 17,
+        ("q", 1, "s", "t"): 19,
+    }
+    assert {path: lines.get(path) for path in expected} == expected
+    assert ("c",) not in lines
+    assert ("f",) not in lines
+
+
+SCALARS = st.one_of(st.integers(-9, 9), st.booleans(), st.text(max_size=12))
+KEYS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=6)
+DOCUMENTS = st.dictionaries(
+    KEYS,
+    st.recursive(
+        SCALARS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+        max_leaves=8,
+    ),
+    max_size=5,
+)
+
+
+def paths_of(value: Any, prefix: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    found = {prefix} if prefix else set()
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        if isinstance(inner, dict | list):
+            found |= paths_of(inner, (*prefix, key))
+        else:
+            found.add((*prefix, key))
+    return found
+
+
+@given(DOCUMENTS)
+def test_every_key_of_any_document_has_a_line(document: dict[str, Any]) -> None:
+    text = tomlkit.dumps(document)
+    lines = key_lines(text)
+    assert paths_of(tomlkit.parse(text).unwrap()) <= set(lines)
+    assert all(1 <= line <= text.count("\n") + 1 for line in lines.values())
