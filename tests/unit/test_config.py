@@ -140,7 +140,7 @@ def test_a_simulated_node_needs_no_table() -> None:
             "models",
         ),
         (
-            "[gateway]\nhost = 'a'\nhost = 'b'",
+            "[gateway]\nhost = 'a'\nhost = 'b'\n",
             "line 3, column 11: not valid TOML: cannot overwrite a value",
         ),
         ("name = 'a", 'line 1: not valid TOML: expected "\'"'),
