@@ -1,0 +1,112 @@
+"""What the gateway reads of a request body: the fields it routes by, nothing else.
+
+Prompts and images stay unparsed slices of the body, which goes to the engine as it came.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+_EMPTY = (b"", b"null", b'""', b"[]")
+
+
+class BadBody(Exception):
+    """The body cannot be used. `message` is the sentence for the client, always status 400."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RouteBody(msgspec.Struct):
+    """Of any inference request, in any dialect."""
+
+    model: str = ""
+    name: str = ""
+    """Older clients' spelling of `model`."""
+    stream: bool | None = None
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+    images: msgspec.Raw = msgspec.Raw()
+    keep_alive: msgspec.Raw = msgspec.Raw()
+    options: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def has_prompt(self) -> bool:
+        return bytes(self.prompt).strip() not in _EMPTY
+
+    @property
+    def has_messages(self) -> bool:
+        return bytes(self.messages).strip() not in _EMPTY
+
+    @property
+    def num_ctx(self) -> int | None:
+        options = bytes(self.options)
+        if b"num_ctx" not in options:
+            return None
+        try:
+            return _OPTIONS.decode(options).num_ctx
+        except msgspec.ValidationError as error:
+            raise BadBody(f"invalid options: {error}") from error
+
+    def check_options(self) -> None:
+        """Options must be an object, as Ollama insists."""
+        options = bytes(self.options).strip()
+        if options and options != b"null" and not options.startswith(b"{"):
+            raise BadBody("invalid options: expected an object")
+
+
+class _Options(msgspec.Struct):
+    num_ctx: int | None = None
+
+
+class Timings(msgspec.Struct):
+    """Of the last object of a native reply; nanoseconds. OpenAI's `usage` beside it."""
+
+    done: bool = False
+    error: msgspec.Raw = msgspec.Raw()
+    prompt_eval_count: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_count: int | None = None
+    eval_duration: int | None = None
+    usage: _Usage | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+_ROUTE = msgspec.json.Decoder(RouteBody)
+_OPTIONS = msgspec.json.Decoder(_Options)
+_TIMINGS = msgspec.json.Decoder(Timings)
+
+
+def read(body: bytes) -> RouteBody:
+    """The routing fields.
+
+    Raises:
+        BadBody: empty, not JSON, a wrong type, or no model.
+    """
+    if not body.strip():
+        raise BadBody("missing request body")
+    try:
+        found = _ROUTE.decode(body)
+    except msgspec.ValidationError as error:
+        raise BadBody(f"invalid request: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadBody(f"invalid JSON: {error}") from error
+    if not found.model:
+        found.model = found.name
+    if not found.model.strip():
+        raise BadBody("model is required")
+    found.check_options()
+    return found
+
+
+def timings(line: bytes) -> Timings | None:
+    """Counts and durations of a reply's last object, None when it is not one."""
+    try:
+        return _TIMINGS.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,358 @@
+"""One client connection: HTTP/1.1 in, replies out.
+
+An asyncio.Protocol on httptools: no task, no stream object and no copy per request, which is
+what keeps a relayed request near the cost of nginx (see tests/bench/gateway.py). The strict
+parser refuses what smuggles (both length headers, duplicate lengths, bare line ends).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import parse_qs, unquote
+
+import httptools
+
+REASONS = {int(status): status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
+_STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n".encode() for code, phrase in REASONS.items()}
+JSON = b"application/json; charset=utf-8"
+NDJSON = b"application/x-ndjson"
+SSE = b"text/event-stream"
+_MAX_PIPELINED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may send. Times in seconds, sizes in bytes."""
+
+    body_bytes: int = 128 * 1024 * 1024
+    header_bytes: int = 32 * 1024
+    header_s: float = 10.0
+    """To send a whole request head, once its first byte came."""
+    body_s: float = 60.0
+    """Between two pieces of a request body."""
+    idle_s: float = 120.0
+    """A keep-alive connection without a request."""
+    connections: int = 2000
+
+
+class Handler(Protocol):
+    """Whoever answers the active request of a connection."""
+
+    def client_gone(self) -> None: ...
+
+    def client_paused(self) -> None: ...
+
+    def client_resumed(self) -> None: ...
+
+
+class App(Protocol):
+    limits: Limits
+
+    def handle(self, connection: HttpConnection, request: Request) -> None: ...
+
+    def refuse(self, connection: HttpConnection, status: int, message: str) -> None: ...
+
+    def opened(self, connection: HttpConnection) -> bool: ...
+
+    def closed(self, connection: HttpConnection) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One parsed request, body complete."""
+
+    method: bytes
+    path: str
+    query: str
+    headers: dict[bytes, bytes]
+    body: bytes = b""
+    http11: bool = True
+    keep_alive: bool = True
+    parts: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def param(self, name: str, default: str = "") -> str:
+        """First value of a query parameter."""
+        return parse_qs(self.query).get(name, [default])[0]
+
+
+class HttpConnection(asyncio.Protocol):
+    """Parses requests in order, hands one at a time to the app, frames its reply."""
+
+    __slots__ = (
+        "_app", "_buffered", "_chunked", "_head", "_header_bytes", "_headers", "_loop", "_parser",
+        "_queue", "_refused", "_request", "_url", "active", "deadline", "handler", "paused",
+        "peer", "started", "transport",
+    )  # fmt: skip
+
+    def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+        self._app = app
+        self._loop = loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Request] = deque()
+        self._request: Request | None = None
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._header_bytes = 0
+        self._head = b""
+        self._chunked = False
+        self._buffered = 0
+        self._refused = False
+        self.transport: asyncio.Transport | None = None
+        self.peer = ""
+        self.active: Request | None = None
+        self.handler: Handler | None = None
+        self.started = False
+        """True once a byte of the active reply was handed to the transport."""
+        self.paused = False
+        self.deadline = loop.time() + app.limits.idle_s
+        """Loop time after which the sweeper closes a connection that is not being served."""
+
+    # -- transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if isinstance(peer, tuple) and peer else "local"
+        if not self._app.opened(self):
+            self._refuse(503, "too many connections")
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "upgrade is not supported")
+        except httptools.HttpParserError as error:
+            if not self._refused:
+                self._refuse(400, f"malformed HTTP request: {error}")
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._queue.clear()
+        handler, self.handler, self.active = self.handler, None, None
+        self._app.closed(self)
+        if handler is not None:
+            handler.client_gone()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        if self.handler is not None:
+            self.handler.client_paused()
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.handler is not None:
+            self.handler.client_resumed()
+
+    # -- parser callbacks
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = {}
+        self._header_bytes = 0
+        self.deadline = self._loop.time() + self._app.limits.header_s
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._count_header(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_header(len(name) + len(value))
+        self._headers[name.lower()] = value
+
+    def _count_header(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > self._app.limits.header_bytes:
+            self._refuse(431, "request header fields too large")
+            raise ValueError("header too large")
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        raw_path, _, query = self._url.decode("latin-1").partition("?")
+        if not raw_path.startswith("/"):
+            self._refuse(400, "the request target must be a path")
+            raise ValueError("bad target")
+        request = Request(
+            method=parser.get_method(),
+            path=unquote(raw_path) if "%" in raw_path else raw_path,
+            query=query,
+            headers=self._headers,
+            http11=parser.get_http_version() == "1.1",
+            keep_alive=parser.should_keep_alive(),
+        )
+        length = self._headers.get(b"content-length")
+        if length is not None and int(length) > self._app.limits.body_bytes:
+            self._refuse_body()
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self.active is None:
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._request = request
+
+    def on_body(self, data: bytes) -> None:
+        request = self._request
+        if request is None:
+            return
+        request.size += len(data)
+        if request.size > self._app.limits.body_bytes:
+            self._refuse_body()
+        request.parts.append(data)
+        self.deadline = self._loop.time() + self._app.limits.body_s
+
+    def _refuse_body(self) -> None:
+        limit = self._app.limits.body_bytes
+        self._refuse(413, f"request body is larger than the limit of {limit} bytes")
+        raise ValueError("body too large")
+
+    def on_message_complete(self) -> None:
+        request, self._request = self._request, None
+        if request is None or self._refused:
+            return
+        parts = request.parts
+        request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        request.parts = []
+        if self.active is None:
+            self._serve(request)
+            return
+        self._queue.append(request)
+        if len(self._queue) > _MAX_PIPELINED:
+            self.abort()
+
+    def _serve(self, request: Request) -> None:
+        self.active = request
+        self.started = False
+        self._head = b""
+        self._app.handle(self, request)
+
+    # -- replies
+
+    @property
+    def open(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    def reply(
+        self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        """The whole reply at once. `extra`: more header lines, each ending in CRLF."""
+        request = self.active
+        if request is None:
+            return
+        head = b"%sContent-Type: %s\r\n%sContent-Length: %d\r\n%s\r\n" % (
+            _STATUS_LINES[status],
+            content_type,
+            extra,
+            len(body),
+            b"" if request.keep_alive else b"Connection: close\r\n",
+        )
+        self.started = True
+        self._write(head if request.method == b"HEAD" else head + body)
+        self._done(request.keep_alive)
+
+    def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
+        """Start a reply of unknown length; the head leaves with the first piece of the body."""
+        request = self.active
+        if request is None:
+            return
+        self._chunked = request.http11
+        framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
+        if not (self._chunked and request.keep_alive):
+            framing += b"Connection: close\r\n"
+        self._head = b"%sContent-Type: %s\r\n%s%s\r\n" % (
+            _STATUS_LINES[status],
+            content_type,
+            extra,
+            framing,
+        )
+
+    def send(self, data: bytes) -> None:
+        """One piece of the body of a reply that was begun."""
+        if not data:
+            return
+        self.started = True
+        head, self._head = self._head, b""
+        if self._chunked:
+            self._write(b"%s%x\r\n%s\r\n" % (head, len(data), data))
+        else:
+            self._write(head + data)
+
+    def flush_head(self) -> None:
+        """Send the head now: the first piece of the body may take long."""
+        if self._head:
+            self.started = True
+            head, self._head = self._head, b""
+            self._write(head)
+
+    def end(self) -> None:
+        """The reply is complete."""
+        request = self.active
+        if request is None:
+            return
+        head, self._head = self._head, b""
+        if self._chunked:
+            self._write(head + b"0\r\n\r\n")
+            self._done(request.keep_alive)
+        else:
+            self._write(head)
+            self._done(False)
+
+    def break_off(self, frame: bytes) -> None:
+        """End a begun reply as broken: a last frame, then no proper end of the body."""
+        if frame:
+            self.send(frame)
+        self.handler = None
+        self.active = None
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close_soon(self) -> None:
+        """Close when idle; the active request may finish first."""
+        if self.active is not None:
+            self.active.keep_alive = False
+        elif self.transport is not None:
+            self.transport.close()
+
+    def _done(self, keep_alive: bool) -> None:
+        self.active = None
+        self.handler = None
+        if not keep_alive:
+            if self.transport is not None:
+                self.transport.close()
+            return
+        self.deadline = self._loop.time() + self._app.limits.idle_s
+        if self._queue:
+            # Through the loop: a client that pipelines must not recurse us into the ground.
+            self._loop.call_soon(self._serve_next)
+
+    def _serve_next(self) -> None:
+        if self.active is None and self._queue and self.open:
+            self._serve(self._queue.popleft())
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer a request that could not be read, and close."""
+        self._refused = True
+        if self.active is None:
+            self.active = Request(b"GET", "", "", {}, keep_alive=False)
+            self._app.refuse(self, status, message)
+        else:
+            self.close_soon()
+
+    def _write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+
+def serve_factory(app: App, loop: asyncio.AbstractEventLoop) -> Callable[[], HttpConnection]:
+    return lambda: HttpConnection(app, loop)

@@ -1,0 +1,153 @@
+"""What is remembered of each request: never its prompt or its reply.
+
+The ledger holds the live ones and a bounded tail of finished ones, counts what ended, and
+keeps short windows per model from which the console's rates and percentiles come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from olol_tui.fleet.snapshot import Request, RequestState
+
+Dialect = Literal["ollama", "openai", "anthropic"]
+_WINDOW_S = 10.0
+_KEPT = 200
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One client call, as it goes. Times are loop seconds."""
+
+    id: str
+    model: str
+    dialect: Dialect
+    path: str
+    client: str
+    arrived_s: float
+    stream: bool
+    state: RequestState = "queued"
+    engine: str = ""
+    where: str = ""
+    sent_s: float | None = None
+    first_s: float | None = None
+    ended_s: float | None = None
+    prompt_tokens: int | None = None
+    tokens: int = 0
+    decode_tps: float | None = None
+    status: int | None = None
+    error: str = ""
+    why: Callable[[], str] | None = None
+    retries: int = 0
+
+    def view(self, now_s: float) -> Request:
+        """For the snapshot."""
+        first, ended = self.first_s, self.ended_s
+        rate = self.decode_tps
+        if rate is None and first is not None:
+            span = (now_s if ended is None else ended) - first
+            rate = self.tokens / span if span > 0 and self.tokens > 1 else None
+        return Request(
+            id=self.id,
+            state=self.state,
+            model=self.model,
+            dialect=self.dialect,
+            path=self.path,
+            client=self.client,
+            age_s=now_s - self.arrived_s,
+            engine=self.engine,
+            where=self.where,
+            wait_s=None if self.sent_s is None else self.sent_s - self.arrived_s,
+            ttft_s=None if first is None else first - self.arrived_s,
+            total_s=None if ended is None else ended - self.arrived_s,
+            prompt_tokens=self.prompt_tokens,
+            tokens=self.tokens,
+            tokens_per_s=rate,
+            status=self.status,
+            error=self.error,
+            why=self.why() if self.why is not None else "",
+            stream=self.stream,
+        )
+
+
+@dataclass(slots=True)
+class _ModelWindow:
+    ended: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=512))
+    """(loop seconds, reply tokens)."""
+    ttft: deque[float] = field(default_factory=lambda: deque(maxlen=128))
+
+
+class Ledger:
+    """All records of a gateway."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._count = 0
+        self.live: dict[str, Record] = {}
+        self.finished: deque[Record] = deque(maxlen=_KEPT)
+        self.errors = 0
+        self._models: dict[str, _ModelWindow] = {}
+
+    @property
+    def total(self) -> int:
+        return self._count
+
+    def open(self, model: str, dialect: Dialect, path: str, client: str, stream: bool) -> Record:
+        self._count += 1
+        record = Record(f"r{self._count}", model, dialect, path, client, self._clock(), stream)
+        self.live[record.id] = record
+        return record
+
+    def close(
+        self, record: Record, state: RequestState, status: int | None, error: str = ""
+    ) -> None:
+        """The request ended. Idempotent: the first end counts."""
+        if self.live.pop(record.id, None) is None:
+            return
+        now = record.ended_s = self._clock()
+        record.state = state
+        record.status = status
+        record.error = error
+        self.finished.append(record)
+        if state == "failed":
+            self.errors += 1
+        window = self._models.get(record.model)
+        if window is None:
+            window = self._models[record.model] = _ModelWindow()
+        window.ended.append((now, record.tokens))
+        if record.first_s is not None and state == "done":
+            window.ttft.append(record.first_s - record.arrived_s)
+
+    def views(self) -> tuple[Request, ...]:
+        """Finished ones first, then the live ones, newest last."""
+        now = self._clock()
+        return tuple(record.view(now) for record in (*self.finished, *self.live.values()))
+
+    def rates(self, model: str) -> tuple[float, float]:
+        """(requests/s, tokens/s) of a model over the last seconds, live tokens included."""
+        now = self._clock()
+        window = self._models.get(model)
+        recent = [x for x in window.ended if now - x[0] <= _WINDOW_S] if window else []
+        tokens = float(sum(count for _, count in recent))
+        for record in self.live.values():
+            if record.model == model and record.first_s is not None:
+                share = min(1.0, _WINDOW_S / max(now - record.first_s, 1e-3))
+                tokens += record.tokens * share
+        return len(recent) / _WINDOW_S, tokens / _WINDOW_S
+
+    def ttft(self, model: str | None = None) -> tuple[float | None, float | None]:
+        """(p50, p95) in seconds over the recent requests of a model, or of all."""
+        if model is not None:
+            window = self._models.get(model)
+            values = sorted(window.ttft) if window else []
+        else:
+            values = sorted(v for w in self._models.values() for v in w.ttft)
+        if not values:
+            return None, None
+        return values[len(values) // 2], values[min(len(values) - 1, int(len(values) * 0.95))]
+
+    def models(self) -> list[str]:
+        return list(self._models)

@@ -1,0 +1,41 @@
+"""The paths the gateway answers, and what each is. An allow-list: nothing else is forwarded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from olol_tui.gateway.records import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A path whose requests queue for an engine."""
+
+    path: str
+    dialect: Dialect
+    task: Literal["generate", "chat", "embed"]
+    stream_default: bool
+    end_mark: bytes
+    """What the last line of a complete stream holds."""
+
+
+INFERENCE = {
+    route.path: route
+    for route in (
+        Inference("/api/generate", "ollama", "generate", True, b'"done":true'),
+        Inference("/api/chat", "ollama", "chat", True, b'"done":true'),
+        Inference("/api/embed", "ollama", "embed", False, b""),
+        Inference("/api/embeddings", "ollama", "embed", False, b""),
+        Inference("/v1/chat/completions", "openai", "chat", False, b"[DONE]"),
+        Inference("/v1/completions", "openai", "generate", False, b"[DONE]"),
+        Inference("/v1/embeddings", "openai", "embed", False, b""),
+    )
+}
+
+
+def dialect_of(path: str) -> Dialect:
+    """In which shape to answer on a path, also on one that does not exist."""
+    if path.startswith("/v1/messages"):
+        return "anthropic"
+    return "openai" if path.startswith("/v1/") else "ollama"

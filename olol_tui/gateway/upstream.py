@@ -1,0 +1,263 @@
+"""Connections to engines: pooled, keep-alive, callbacks instead of streams.
+
+A lost link is always an error, never the end of a reply. Closing a call closes its socket,
+which is the one way to cancel work in an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import httptools
+
+log = logging.getLogger("olol.gateway.upstream")
+
+_IDLE_PER_ENGINE = 64
+
+
+class Receiver(Protocol):
+    """Who gets the reply. After `up_end` or `up_lost` nothing more comes."""
+
+    def up_head(self, status: int, content_type: bytes) -> None: ...
+
+    def up_data(self, data: bytes) -> None: ...
+
+    def up_end(self) -> None: ...
+
+    def up_lost(self, reason: str) -> None: ...
+
+
+Dial = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[asyncio.Protocol]]
+"""(address, protocol factory) → connected protocol. The road (TCP, UNIX, SSH channel) is its
+business."""
+
+
+async def dial_tcp(address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
+    """`host:port`, or `https://host:port` for an endpoint behind TLS."""
+    context: ssl.SSLContext | None = None
+    if address.startswith("https://"):
+        address = address.removeprefix("https://")
+        context = ssl.create_default_context()
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    _, protocol = await loop.create_connection(factory, host.strip("[]"), int(port), ssl=context)
+    return protocol
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One socket to an engine, one call at a time."""
+
+    __slots__ = (
+        "_complete", "_content_type", "_head_ready", "_parser", "_parts", "_pool", "address",
+        "answered", "calls", "receiver", "transport",
+    )  # fmt: skip
+
+    def __init__(self, pool: UpstreamPool, address: str) -> None:
+        self._pool = pool
+        self.address = address
+        self.transport: asyncio.Transport | None = None
+        self.receiver: Receiver | None = None
+        self.calls = 0
+        self.answered = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._parts: list[bytes] = []
+        self._content_type = b""
+        self._head_ready = False
+        self._complete = False
+        self.answered = False
+
+    def send(self, payload: bytes, receiver: Receiver) -> None:
+        assert self.transport is not None
+        self.receiver = receiver
+        self.calls += 1
+        self.transport.write(payload)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        receiver = self.receiver
+        if receiver is None:
+            # An engine speaks only when asked; what comes unasked cannot be trusted.
+            self.close()
+            return
+        self.answered = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._lose(f"malformed reply from the engine: {error}")
+            return
+        if self._head_ready:
+            self._head_ready = False
+            receiver.up_head(self._parser.get_status_code(), self._content_type)
+        # The receiver may have let go of us in a callback: look again before each one.
+        if self._parts and self.receiver is receiver:
+            parts, self._parts = self._parts, []
+            receiver.up_data(parts[0] if len(parts) == 1 else b"".join(parts))
+        if self._complete and self.receiver is receiver:
+            keep = self._parser.should_keep_alive()
+            self.receiver = None
+            if keep:
+                self._reset()
+                self._pool.release(self)
+            else:
+                self.close()
+            receiver.up_end()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) == 12 and name.lower() == b"content-type":
+            self._content_type = value
+
+    def on_headers_complete(self) -> None:
+        self._head_ready = self._parser.get_status_code() != 100
+
+    def on_body(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        self._complete = self._parser.get_status_code() != 100
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._pool.forget(self)
+        self._lose(str(exc) if exc else "the engine closed the connection")
+
+    def _lose(self, reason: str) -> None:
+        receiver, self.receiver = self.receiver, None
+        self.close()
+        if receiver is not None:
+            receiver.up_lost(reason)
+
+    def close(self) -> None:
+        self.receiver = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def pause(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+
+class Call:
+    """One request to an engine; `cancel` closes its socket."""
+
+    __slots__ = ("_task", "_timer", "connection", "reused")
+
+    def __init__(self) -> None:
+        self.connection: UpstreamConnection | None = None
+        self.reused = False
+        """True on a pooled connection: the engine may have closed it just before we wrote."""
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.connection is not None and self.connection.answered
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        elif self.connection is not None:
+            self.connection.close()
+
+    def pause(self) -> None:
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        if self.connection is not None:
+            self.connection.resume()
+
+
+class UpstreamPool:
+    """Keep-alive connections by address."""
+
+    def __init__(self, dial: Dial = dial_tcp, *, connect_s: float = 2.0) -> None:
+        self._dial = dial
+        self._connect_s = connect_s
+        self._idle: dict[str, list[UpstreamConnection]] = {}
+        self._all: set[UpstreamConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def call(
+        self, address: str, payload: bytes, receiver: Receiver, *, fresh: bool = False
+    ) -> Call:
+        """Send a request; the reply goes to the receiver. `fresh`: not on a pooled connection."""
+        call = Call()
+        idle = self._idle.get(address)
+        while idle and not fresh:
+            connection = idle.pop()
+            if connection.transport is not None and not connection.transport.is_closing():
+                call.connection = connection
+                call.reused = True
+                connection.send(payload, receiver)
+                return call
+        task = asyncio.get_running_loop().create_task(
+            self._connect(call, address, payload, receiver)
+        )
+        call._task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return call
+
+    async def _connect(self, call: Call, address: str, payload: bytes, receiver: Receiver) -> None:
+        try:
+            async with asyncio.timeout(self._connect_s):
+                protocol = await self._dial(address, lambda: UpstreamConnection(self, address))
+        except TimeoutError:
+            call._task = None
+            receiver.up_lost(f"no connection to {address} within {self._connect_s:g} s")
+            return
+        except OSError as error:
+            call._task = None
+            receiver.up_lost(f"cannot connect to {address}: {error.strerror or error}")
+            return
+        assert isinstance(protocol, UpstreamConnection)
+        self._all.add(protocol)
+        call._task = None
+        call.connection = protocol
+        if protocol.transport is None:
+            receiver.up_lost(f"{address} closed the connection at once")
+            return
+        protocol.send(payload, receiver)
+
+    def release(self, connection: UpstreamConnection) -> None:
+        idle = self._idle.setdefault(connection.address, [])
+        if len(idle) < _IDLE_PER_ENGINE:
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        self._all.discard(connection)
+        idle = self._idle.get(connection.address)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in list(self._all):
+            connection.close()
+        self._idle.clear()
+
+
+def head(method: str, address: str, path: str, length: int, content_type: str = "") -> bytes:
+    """Request head for an engine. Host is the loopback address: Ollama answers others with 403."""
+    host = address.removeprefix("https://")
+    lines = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
+    if content_type:
+        lines += f"Content-Type: {content_type}\r\n"
+    return f"{lines}\r\n".encode("latin-1")

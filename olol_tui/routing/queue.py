@@ -1,0 +1,233 @@
+"""Who waits, who runs, and what to do next.
+
+Pure: holds tickets and slot counts, takes a Roster and a clock value, returns steps for the
+gateway to carry out. A slot is taken when a ticket is dispatched and given back by `release`.
+First come, first served within a model; models do not block each other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from olol_tui.routing.policy import Ask, Decision, Occupancy, choose
+from olol_tui.routing.roster import Roster, Seat
+from olol_tui.routing.speeds import Speeds
+
+EJECT_AFTER = 3
+"""Consecutive failures of an engine before it is left alone for a while."""
+EJECT_BASE_S = 10.0
+EJECT_MAX_S = 120.0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request on its way through the queue."""
+
+    ask: Ask
+    owner: Any
+    """Whoever carries out the steps; opaque here."""
+    enqueued_s: float
+    seat: Seat | None = None
+    decision: Decision | None = None
+    """The latest one about this ticket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send this request to this seat now; its slot is taken."""
+
+    ticket: Ticket
+    seat: Seat
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Make the model resident at this seat; report with `load_ended`."""
+
+    seat: Seat
+    model: str
+    num_ctx: int | None
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """No engine will ever serve this one."""
+
+    ticket: Ticket
+    decision: Decision
+
+
+Step = Dispatch | Load | Fail
+
+
+@dataclass(slots=True)
+class Queue:
+    """Tickets by model, and the books of what runs where."""
+
+    max_queued: int = 256
+    speeds: Speeds = field(default_factory=Speeds)
+    queued: int = 0
+    _waiting: dict[str, deque[Ticket]] = field(default_factory=dict)
+    _running: dict[tuple[str, str], int] = field(default_factory=dict)
+    _by_engine: dict[str, int] = field(default_factory=dict)
+    _loads: dict[tuple[str, str], float] = field(default_factory=dict)
+    _last_used: dict[tuple[str, str], float] = field(default_factory=dict)
+    _failures: dict[str, int] = field(default_factory=dict)
+    _down_until: dict[str, float] = field(default_factory=dict)
+    _busy: Occupancy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._busy = Occupancy(
+            self._running, self._by_engine, self._loads, self._last_used, self._down_until
+        )
+
+    @property
+    def running(self) -> int:
+        return sum(self._running.values())
+
+    def running_of(self, model: str) -> int:
+        return sum(n for (_, name), n in self._running.items() if name == model)
+
+    def runs_on(self, engine: str, model: str) -> int:
+        return self._running.get((engine, model), 0)
+
+    def queued_of(self, model: str) -> int:
+        return len(self._waiting.get(model, ()))
+
+    def waiting_models(self) -> list[str]:
+        return list(self._waiting)
+
+    def loading(self, model: str) -> bool:
+        return any(name == model for _, name in self._loads)
+
+    @property
+    def full(self) -> bool:
+        return self.queued >= self.max_queued
+
+    def submit(self, ticket: Ticket, roster: Roster, now_s: float) -> list[Step]:
+        """Add a ticket and say what follows from it."""
+        model = ticket.ask.model
+        waiting = self._waiting.get(model)
+        if waiting is None:
+            decision = self._decide(ticket, roster, 1, now_s)
+            if decision.action == "dispatch" and decision.seat is not None:
+                return [self._take(ticket, decision.seat, decision, now_s)]
+            waiting = self._waiting[model] = deque()
+        waiting.append(ticket)
+        self.queued += 1
+        return self.pump(model, roster, now_s)
+
+    def pump(self, model: str, roster: Roster, now_s: float) -> list[Step]:
+        """Everything that can happen now for one model's queue."""
+        steps: list[Step] = []
+        waiting = self._waiting.get(model)
+        while waiting:
+            ticket = waiting[0]
+            decision = self._decide(ticket, roster, len(waiting), now_s)
+            ticket.decision = decision
+            seat = decision.seat
+            if decision.action == "dispatch" and seat is not None:
+                waiting.popleft()
+                self.queued -= 1
+                steps.append(self._take(ticket, seat, decision, now_s))
+            elif decision.action == "load" and seat is not None:
+                self._loads[seat.key, model] = now_s
+                steps.append(Load(seat, model, ticket.ask.num_ctx, decision))
+            elif decision.action == "fail":
+                waiting.popleft()
+                self.queued -= 1
+                steps.append(Fail(ticket, decision))
+            else:
+                break
+        if not waiting:
+            self._waiting.pop(model, None)
+        return steps
+
+    def pump_all(self, roster: Roster, now_s: float) -> list[Step]:
+        """After a new snapshot: look at every queue again."""
+        steps: list[Step] = []
+        for model in list(self._waiting):
+            steps += self.pump(model, roster, now_s)
+        return steps
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Take a waiting ticket out; False if it does not wait."""
+        waiting = self._waiting.get(ticket.ask.model)
+        if waiting is None or ticket not in waiting:
+            return False
+        waiting.remove(ticket)
+        self.queued -= 1
+        if not waiting:
+            del self._waiting[ticket.ask.model]
+        return True
+
+    def drop_waiting(self, model: str) -> list[Ticket]:
+        """Take out everything that waits for a model: its load failed for good."""
+        waiting = self._waiting.pop(model, None)
+        if waiting is None:
+            return []
+        self.queued -= len(waiting)
+        return list(waiting)
+
+    def position(self, ticket: Ticket) -> int:
+        """1 is next."""
+        return list(self._waiting.get(ticket.ask.model, ())).index(ticket) + 1
+
+    def release(self, ticket: Ticket, now_s: float) -> None:
+        """Give back the slot of a dispatched ticket."""
+        seat, ticket.seat = ticket.seat, None
+        if seat is None:
+            return
+        key = (seat.key, ticket.ask.model)
+        _decrement(self._running, key)
+        _decrement(self._by_engine, seat.key)
+        self._last_used[key] = now_s
+
+    def load_ended(self, seat_key: str, model: str) -> None:
+        self._loads.pop((seat_key, model), None)
+
+    def loads(self) -> dict[tuple[str, str], float]:
+        """(seat key, model) → when our load of it began."""
+        return dict(self._loads)
+
+    def failed(self, engine: str, now_s: float, *, others: bool) -> None:
+        """An engine broke off or refused a request.
+
+        Args:
+            others: another engine can serve the model; the last one is never ejected.
+        """
+        count = self._failures[engine] = self._failures.get(engine, 0) + 1
+        if others and count >= EJECT_AFTER:
+            span_s = min(EJECT_BASE_S * (count - EJECT_AFTER + 1), EJECT_MAX_S)
+            self._down_until[engine] = now_s + span_s
+
+    def succeeded(self, engine: str) -> None:
+        if engine in self._failures:
+            del self._failures[engine]
+            self._down_until.pop(engine, None)
+
+    def _decide(self, ticket: Ticket, roster: Roster, waiting: int, now_s: float) -> Decision:
+        ask = ticket.ask
+        seats = roster.seats(ask.model)
+        return choose(ask, seats, self._busy, self.speeds, waiting=waiting, now_s=now_s)
+
+    def _take(self, ticket: Ticket, seat: Seat, decision: Decision, now_s: float) -> Dispatch:
+        key = (seat.key, ticket.ask.model)
+        self._running[key] = self._running.get(key, 0) + 1
+        self._by_engine[seat.key] = self._by_engine.get(seat.key, 0) + 1
+        self._last_used[key] = now_s
+        ticket.seat = seat
+        ticket.decision = decision
+        return Dispatch(ticket, seat, decision)
+
+
+def _decrement(counts: dict[Any, int], key: Any) -> None:
+    left = counts.get(key, 0) - 1
+    if left > 0:
+        counts[key] = left
+    else:
+        counts.pop(key, None)

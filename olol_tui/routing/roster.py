@@ -1,0 +1,205 @@
+"""Where each model can run, read off one Fleet.
+
+Pure. Built once per snapshot and shared by every decision until the next one; a model's seats
+are worked out when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node
+from olol_tui.models.names import canonical
+
+_OVERHEAD_BYTES = 320 * 1024 * 1024
+"""CUDA context and buffers of one model, the low end of what llama.cpp logs."""
+_KV_SHARE = 1.15
+"""Weights to weights + KV cache at the usual context; the memory model refines it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One place where one model runs or could run."""
+
+    key: str
+    """Engine id; for a runner that is not there yet `node/device uuid`."""
+    engine: str
+    """Empty while the engine has to be launched first."""
+    node: str
+    device: str
+    where: str
+    """`node/gpu0` for people."""
+    address: str
+    kind: str
+    slots: int
+    warm: bool
+    """The model is resident: a request can start at once."""
+    loading: bool
+    context_length: int | None
+    size_bytes: int
+    need_bytes: int
+    vram_bytes: int | None
+    free_bytes: int | None
+    idle_residents: tuple[tuple[str, int], ...] = ()
+    """Other unpinned models on the same engine, (canonical name, bytes): may be evicted."""
+    refused: str = ""
+    """Why it takes no request now: cordoned, stopped, lost. Empty when it may."""
+    dead: bool = False
+    """Refused, and it will not come back by itself."""
+    incarnation: str = ""
+    """Changes when the engine is restarted: a new process gets a new chance."""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the model fits the empty device; None where the size is unknown."""
+        if self.vram_bytes is None or not self.size_bytes:
+            return None
+        return self.need_bytes <= self.vram_bytes
+
+
+def need_bytes(size_bytes: int) -> int:
+    """Memory that a model of this file size will take, weights with an everyday KV cache."""
+    return int(size_bytes * _KV_SHARE) + _OVERHEAD_BYTES if size_bytes else 0
+
+
+class Roster:
+    """Seats by model for one snapshot.
+
+    Args:
+        fleet: the snapshot.
+        resident: (engine id, canonical model) that the gateway loaded itself and that this
+            snapshot may not show yet.
+    """
+
+    __slots__ = ("_names", "_resident", "_seats", "fleet")
+
+    def __init__(self, fleet: Fleet, resident: Mapping[tuple[str, str], float]) -> None:
+        self.fleet = fleet
+        self._resident = resident
+        self._seats: dict[str, tuple[Seat, ...]] = {}
+        self._names: dict[str, list[tuple[Node, Model]]] | None = None
+
+    def seats(self, model: str) -> tuple[Seat, ...]:
+        """All seats of a canonical model name; empty when nobody has it."""
+        found = self._seats.get(model)
+        if found is None:
+            found = self._seats[model] = tuple(self._find(model))
+        return found
+
+    def models(self, model: str) -> list[tuple[Node, Model]]:
+        """Every node whose library holds the model, with its entry."""
+        if self._names is None:
+            self._names = {}
+            for node in self.fleet.nodes:
+                for entry in node.library:
+                    self._names.setdefault(canonical(entry.name), []).append((node, entry))
+        return self._names.get(model, [])
+
+    def _find(self, model: str) -> list[Seat]:
+        seats: list[Seat] = []
+        for node, entry in self.models(model):
+            devices = {device.uuid: device for device in node.devices}
+            launched: set[str] = set()
+            for engine in node.engines:
+                if engine.kind in RUNNERS:
+                    if canonical(engine.model) == model:
+                        launched.update(engine.devices)
+                        seats.append(self._seat(node, engine, devices, model, entry))
+                elif engine.kind != "rpc-server":
+                    seats.append(self._seat(node, engine, devices, model, entry))
+            if node.runner and entry.path:
+                seats += [
+                    _launchable(node, device, entry)
+                    for device in node.devices
+                    if device.uuid not in launched
+                ]
+        return seats
+
+    def _seat(
+        self, node: Node, engine: Engine, devices: dict[str, Device], model: str, entry: Model
+    ) -> Seat:
+        loaded = next((x for x in engine.loaded if canonical(x.name) == model), None)
+        starting = engine.kind in RUNNERS and engine.state == "starting" and not _node_refusal(node)
+        warm = (loaded is not None or (engine.id, model) in self._resident) and not starting
+        owned = [devices[uuid] for uuid in engine.devices if uuid in devices]
+        free = [device.free_bytes for device in owned]
+        total = [device.vram_bytes for device in owned]
+        return Seat(
+            key=engine.id,
+            engine=engine.id,
+            node=node.name,
+            device=engine.devices[0] if engine.devices else "",
+            where=_where(node, owned),
+            address=engine.address,
+            kind=engine.kind,
+            slots=max(1, engine.slots),
+            warm=warm,
+            loading=starting or any(canonical(x.name) == model for x in engine.loading),
+            context_length=loaded.context_length if loaded else None,
+            size_bytes=entry.size_bytes,
+            need_bytes=need_bytes(entry.size_bytes),
+            vram_bytes=_total(total),
+            free_bytes=_total(free),
+            idle_residents=tuple(
+                (canonical(x.name), x.vram_bytes or x.size_bytes)
+                for x in engine.loaded
+                if not x.pinned and canonical(x.name) != model
+            ),
+            refused="" if starting else _refusal(node, engine),
+            dead=engine.state == "failed" or node.state == "failed",
+            incarnation=f"{engine.id}#{engine.pid}",
+        )
+
+
+def _launchable(node: Node, device: Device, entry: Model) -> Seat:
+    return Seat(
+        key=f"{node.name}/{device.uuid}",
+        engine="",
+        node=node.name,
+        device=device.uuid,
+        where=f"{node.name}/{device.label}",
+        address="",
+        kind=node.runner,
+        slots=1,
+        warm=False,
+        loading=False,
+        context_length=None,
+        size_bytes=entry.size_bytes,
+        need_bytes=need_bytes(entry.size_bytes),
+        vram_bytes=device.vram_bytes,
+        free_bytes=device.free_bytes,
+        refused=_node_refusal(node),
+        dead=node.state == "failed",
+        incarnation=f"{node.name}/{device.uuid}",
+    )
+
+
+def _where(node: Node, devices: list[Device]) -> str:
+    if not devices:
+        return node.name
+    return f"{node.name}/{'+'.join(device.label for device in devices)}"
+
+
+def _total(values: list[int | None]) -> int | None:
+    if not values or any(value is None for value in values):
+        return None
+    return sum(value for value in values if value is not None)
+
+
+def _node_refusal(node: Node) -> str:
+    if node.cordoned:
+        return "the node is cordoned"
+    if node.state != "ready":
+        return f"the node is {node.state}" + (f": {node.error}" if node.error else "")
+    return ""
+
+
+def _refusal(node: Node, engine: Engine) -> str:
+    if reason := _node_refusal(node):
+        return reason
+    if engine.cordoned:
+        return "the engine is cordoned"
+    if engine.state != "ready":
+        return f"the engine is {engine.state}" + (f": {engine.error}" if engine.error else "")
+    return "" if engine.address else "the engine has no address yet"
