@@ -49,8 +49,8 @@ class Paths:
         Creates the state and runtime directories: whatever is opened next lies in them.
 
         Raises:
-            UnsafeDirectory: the runtime directory belongs to somebody else.
-            OSError: a directory cannot be made.
+            UnsafeDirectory: the runtime directory belongs to somebody else, or a directory
+                cannot be made.
         """
         if state_dir is not None:
             state = state_dir.expanduser().resolve()
@@ -66,11 +66,18 @@ class Paths:
             config, themes = config_home / "cluster.toml", config_home / "themes"
             cache = platformdirs.user_cache_path(APP)
             models = platformdirs.user_data_path(APP) / "models"
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            runtime = _runtime_dir(state)
+        except OSError as error:
+            raise UnsafeDirectory(
+                f"{error.filename} cannot be made: {error.strerror}",
+                hint="Choose another one: --state-dir DIR",
+            ) from error
         return cls(
             config_file=config if config_file is None else config_file.expanduser().absolute(),
             state_dir=state,
-            runtime_dir=_runtime_dir(state),
+            runtime_dir=runtime,
             cache_dir=cache,
             models_dir=models,
             log_file=state / "olol-tui.log",

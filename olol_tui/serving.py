@@ -1,0 +1,212 @@
+"""Runs a core in this process: without a console (`--serve`), behind one, or for a moment.
+
+Owns what belongs to the process and not to the core: the lock that keeps a second core
+off the same state directory, signals, the event loop, the «ready» line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
+
+from olol_tui.errors import LinkError, OlolError
+from olol_tui.jsonlog import logging_to
+from olol_tui.paths import Paths
+from olol_tui.ports import command_of
+from olol_tui.remote import RemoteLink, find_running
+
+if TYPE_CHECKING:
+    from olol_tui.config import ClusterConfig
+    from olol_tui.console.app import ConsoleOptions
+    from olol_tui.core import Core, DemoOptions
+    from olol_tui.fleet.snapshot import Fleet
+
+log = logging.getLogger(__name__)
+
+STARTS_WITHIN_S = 30.0
+"""A core that holds the lock but does not listen yet is waited for so long."""
+FACTS_WITHIN_S = 30.0
+"""How long `--once` waits for the nodes' first facts."""
+
+
+class AlreadyRunning(OlolError):
+    title = "olol-tui is already running"
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """Run to the end on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+async def serve(config: ClusterConfig, paths: Paths, demo: DemoOptions | None = None) -> int:
+    """The core alone, until SIGTERM or SIGINT; a second signal does not wait for requests."""
+    with logging_to(None), _only_core(paths), _stop_signals() as stop:
+        async with _core(config, paths, demo) as core:
+            print(f"ready {core.address}", flush=True)
+            log.info("ready", extra={"address": core.address, "pid": os.getpid()})
+            await stop.wait()
+            log.info("draining")
+            await core.drain()
+    log.info("stopped")
+    return 0
+
+
+async def embed(
+    config: ClusterConfig, paths: Paths, options: ConsoleOptions, demo: DemoOptions | None = None
+) -> int:
+    """Core and console together; the core outlives a console that fails or is told to go."""
+    with logging_to(paths.log_file), _only_core(paths):
+        async with _core(config, paths, demo) as core:
+            ended = await _console(core.link, options)
+            if ended == "quit":
+                return 0
+            with _stop_signals() as stop:
+                if ended == "crashed":
+                    print(f"The console failed; see {paths.log_file}", file=sys.stderr)
+                print(f"Serving at {core.address} without a console; ctrl+c stops.", flush=True)
+                await stop.wait()
+                await core.drain()
+            return 1 if ended == "crashed" else 0
+
+
+async def attach(paths: Paths, options: ConsoleOptions) -> int:
+    """A console for the core that runs in another process."""
+    with logging_to(paths.log_file.with_name("console.log")):
+        async with RemoteLink(paths.control_socket) as link:
+            ended = await _console(link, options)
+    if ended == "crashed":
+        print(f"The console failed; see {paths.log_file.parent}/console.log", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def snapshot(config: ClusterConfig, paths: Paths) -> Fleet:
+    """One snapshot: of the running core, else of one that is started for it."""
+    if find_running(paths):
+        async with RemoteLink(paths.control_socket) as link:
+            return link.fleet
+    quiet = config.model_copy(update={"gateway": config.gateway.model_copy(update={"port": 0})})
+    with logging_to(paths.log_file), _only_core(paths):
+        async with _core(quiet, paths, None) as core:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FACTS_WITHIN_S):
+                    async for fleet in core.link.changes():
+                        if all(node.state != "connecting" for node in fleet.nodes):
+                            break
+            return core.link.fleet
+
+
+async def wait_for_core(paths: Paths) -> bool:
+    """Whether there is a core to attach to; one that is just starting is waited for.
+
+    Raises:
+        LinkError: a core holds the state directory and does not answer.
+    """
+    if find_running(paths):
+        return True
+    waited = 0.0
+    while (holder := _holder(paths)) is not None:
+        if waited >= STARTS_WITHIN_S:
+            raise LinkError(
+                f"pid {holder} holds {paths.state_dir} and does not answer",
+                hint=f"If it hangs, end it: kill {holder}",
+            )
+        # Nothing announces a socket that another process is about to open.
+        await asyncio.sleep(0.1)
+        waited += 0.1
+        if find_running(paths):
+            return True
+    return False
+
+
+async def _console(link: Any, options: ConsoleOptions) -> str:
+    from olol_tui.console.app import run_console
+
+    try:
+        return await run_console(link, options)
+    except Exception:
+        # The gateway's clients must not pay for a fault in the drawing.
+        log.exception("the console failed")
+        return "crashed"
+
+
+@contextlib.asynccontextmanager
+async def _core(
+    config: ClusterConfig, paths: Paths, demo: DemoOptions | None
+) -> AsyncIterator[Core]:
+    from olol_tui.core import Core
+
+    async with Core(config, paths, demo=demo) as core:
+        yield core
+
+
+@contextlib.contextmanager
+def _only_core(paths: Paths) -> Iterator[None]:
+    """Hold the state directory for this process; the kernel lets go when it ends.
+
+    Raises:
+        AlreadyRunning: another process holds it.
+    """
+    with paths.lock_file.open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            pid = lock.read().strip()
+            command = command_of(int(pid)) if pid.isdigit() else ""
+            raise AlreadyRunning(
+                f"{paths.state_dir} is held by pid {pid or 'unknown'}"
+                + (f" ({command})" if command else ""),
+                hint="Attach a console to it with olol-tui, or use another --state-dir.",
+            ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _holder(paths: Paths) -> int | None:
+    """Pid of the process that holds the state directory."""
+    try:
+        with _only_core(paths):
+            return None
+    except AlreadyRunning:
+        text = paths.lock_file.read_text(encoding="ascii").strip()
+        return int(text) if text.isdigit() else 0
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event that the first SIGTERM, SIGINT or SIGHUP sets; the second one cancels."""
+    stop = asyncio.Event()
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
