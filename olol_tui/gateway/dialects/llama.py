@@ -1,0 +1,98 @@
+"""Ollama's native routes on an engine that speaks only llama-server's dialect.
+
+`translate` turns one request into what the engine takes and returns the object that turns
+its reply back. Requests that only load or unload a model carry nothing to translate: the
+gateway answers them itself (`load_or_unload`, `load_reply`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from olol_tui.fleet.snapshot import Model
+from olol_tui.gateway.dialects import keepalive, llama_request
+from olol_tui.gateway.dialects.errors import BadRequest, TranslationError
+from olol_tui.gateway.dialects.llama_embed import EmbedTranslation
+from olol_tui.gateway.dialects.llama_stream import TokenTranslation
+from olol_tui.gateway.dialects.translation import Translation
+
+__all__ = [
+    "ROUTES",
+    "BadRequest",
+    "Translation",
+    "TranslationError",
+    "load_or_unload",
+    "load_reply",
+    "translate",
+]
+
+ROUTES = frozenset({"/api/generate", "/api/chat", "/api/embed", "/api/embeddings"})
+
+_encode = msgspec.json.Encoder().encode
+
+
+def translate(
+    route: str,
+    body: dict[str, Any],
+    model: Model,
+    *,
+    created: Callable[[], str],
+    clock_ns: Callable[[], int],
+) -> Translation:
+    """A native request for a llama-server engine.
+
+    Args:
+        route: one of ROUTES.
+        body: the client's JSON object, not yet checked.
+        model: what the engine serves; its capabilities decide what may be asked.
+        created: RFC 3339 time with nanoseconds, for each object of the reply.
+        clock_ns: monotonic; `total_duration` counts from this call.
+
+    Raises:
+        BadRequest: a field has a wrong type, or the model or engine cannot do what is asked.
+    """
+    if route == "/api/chat":
+        return TokenTranslation(llama_request.chat(body, model), created, clock_ns, chat=True)
+    if route == "/api/generate":
+        return TokenTranslation(llama_request.generate(body, model), created, clock_ns, chat=False)
+    if route == "/api/embed":
+        ask, dimensions = llama_request.embed(body)
+        return EmbedTranslation(ask, created, clock_ns, legacy=False, dimensions=dimensions)
+    if route == "/api/embeddings":
+        return EmbedTranslation(llama_request.embeddings(body), created, clock_ns, legacy=True)
+    raise ValueError(f"no translation for {route}")
+
+
+def load_or_unload(route: str, body: dict[str, Any]) -> Literal["", "load", "unload"]:
+    """Whether a request carries no input, so that it only loads (or unloads) its model.
+
+    An empty prompt, message list or input loads; `/api/generate` and `/api/chat` with
+    `keep_alive` 0 besides unload.
+
+    Raises:
+        BadRequest: `keep_alive` or `input` cannot be read.
+    """
+    if route == "/api/embed":
+        return "" if llama_request.embed_inputs(body) else "load"
+    if body.get("messages" if route == "/api/chat" else "prompt"):
+        return ""
+    if route in ("/api/generate", "/api/chat") and keepalive.parse(body.get("keep_alive")) == 0:
+        return "unload"
+    return "load"
+
+
+def load_reply(route: str, model: str, reason: Literal["load", "unload"], created: str) -> bytes:
+    """Ollama's answer to a request without input: one object, whether streaming or not."""
+    if route == "/api/embed":
+        return _encode({"model": model, "embeddings": []})
+    if route == "/api/embeddings":
+        return _encode({"embedding": []})
+    reply: dict[str, Any] = {"model": model, "created_at": created}
+    if route == "/api/chat":
+        reply["message"] = {"role": "assistant", "content": ""}
+    else:
+        reply["response"] = ""
+    return _encode(reply | {"done": True, "done_reason": reason})
