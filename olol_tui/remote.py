@@ -42,7 +42,8 @@ class _Refused(msgspec.Struct):
 
 
 class _LogLine(msgspec.Struct):
-    line: str
+    line: str = ""
+    error: str = ""
 
 
 def find_running(paths: Paths) -> bool:
@@ -133,7 +134,10 @@ class RemoteLink:
                     raise _refusal(response.status_code, await response.aread())
                 async for lines in _batches(response):
                     for line in lines:
-                        yield msgspec.json.decode(line, type=_LogLine).line
+                        entry = msgspec.json.decode(line, type=_LogLine)
+                        if entry.error:
+                            raise LinkError(entry.error)
+                        yield entry.line
         except httpx.HTTPError as error:
             raise self._lost(error) from error
 

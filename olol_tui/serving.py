@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from olol_tui.errors import LinkError, OlolError
 from olol_tui.jsonlog import logging_to
 from olol_tui.paths import Paths
-from olol_tui.ports import command_of
+from olol_tui.portowner import command_of
 from olol_tui.remote import RemoteLink, find_running
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ async def snapshot(config: ClusterConfig, paths: Paths) -> Fleet:
             return link.fleet
     quiet = config.model_copy(update={"gateway": config.gateway.model_copy(update={"port": 0})})
     with logging_to(paths.log_file), _only_core(paths):
-        async with _core(quiet, paths, None) as core:
+        # Whoever only looks leaves nothing running behind.
+        async with _core(quiet, paths, None, stop_engines=True) as core:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FACTS_WITHIN_S):
                     async for fleet in core.link.changes():
@@ -146,11 +147,17 @@ async def _console(link: Any, options: ConsoleOptions) -> str:
 
 @contextlib.asynccontextmanager
 async def _core(
-    config: ClusterConfig, paths: Paths, demo: DemoOptions | None
+    config: ClusterConfig,
+    paths: Paths,
+    demo: DemoOptions | None,
+    *,
+    stop_engines: bool = False,
 ) -> AsyncIterator[Core]:
+    """A core. Real engines outlive it, for the next one to adopt; simulated ones do not."""
     from olol_tui.core import Core
 
-    async with Core(config, paths, demo=demo) as core:
+    ends = stop_engines or demo is not None
+    async with Core(config, paths, demo=demo, stop_engines=ends) as core:
         yield core
 
 

@@ -8,8 +8,6 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from olol_tui.errors import PortTaken
-
 _LISTEN = "0A"
 
 
@@ -31,14 +29,10 @@ class Holder:
         return f"a process of user {owner}"
 
 
-def port_taken(host: str, port: int) -> PortTaken:
-    """The error for an address that could not be bound, naming who has it."""
+def owner_of(port: int, host: str = "0.0.0.0") -> str:
+    """Who listens on the port, in words; empty when nobody is seen to."""
     holder = listener_on(host, port)
-    by = f"by {holder}" if holder else "by a process that cannot be seen from here"
-    return PortTaken(
-        f"{host}:{port} is in use {by}",
-        hint=f"Stop it, or choose another port: --port {port + 1 if port < 65535 else 0}",
-    )
+    return str(holder) if holder else ""
 
 
 def listener_on(host: str, port: int) -> Holder | None:
