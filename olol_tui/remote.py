@@ -72,7 +72,7 @@ class RemoteLink:
         self._socket = control_socket
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(control_socket), verify=False),
-            base_url="http://olol-tui",
+            base_url="http://localhost",
             timeout=CALL_TIMEOUT_S,
             trust_env=False,
         )
