@@ -8,6 +8,7 @@ parser refuses what smuggles (both length headers, duplicate lengths, bare line 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ from urllib.parse import parse_qs, unquote
 
 import httptools
 
+log = logging.getLogger("olol.gateway.http")
+
 REASONS = {int(status): status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n".encode() for code, phrase in REASONS.items()}
 JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
 SSE = b"text/event-stream"
 _MAX_PIPELINED = 16
+_LINGER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,10 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if not self._refused:
                 self._refuse(400, f"malformed HTTP request: {error}")
+            return
+        # Not from inside the parser: it would hide what a handler raises.
+        if self._queue and self.active is None:
+            self._serve(self._queue.popleft())
 
     def eof_received(self) -> bool:
         return False
@@ -220,9 +228,6 @@ class HttpConnection(asyncio.Protocol):
         parts = request.parts
         request.body = parts[0] if len(parts) == 1 else b"".join(parts)
         request.parts = []
-        if self.active is None:
-            self._serve(request)
-            return
         self._queue.append(request)
         if len(self._queue) > _MAX_PIPELINED:
             self.abort()
@@ -231,7 +236,16 @@ class HttpConnection(asyncio.Protocol):
         self.active = request
         self.started = False
         self._head = b""
-        self._app.handle(self, request)
+        try:
+            self._app.handle(self, request)
+        except Exception:
+            # A defect of ours must cost this request only, and be seen.
+            log.exception("request failed", extra={"path": request.path})
+            self.handler = None
+            if self.started:
+                self.abort()
+            else:
+                self._app.refuse(self, 500, "internal error")
 
     # -- replies
 
@@ -328,13 +342,24 @@ class HttpConnection(asyncio.Protocol):
         self.active = None
         self.handler = None
         if not keep_alive:
-            if self.transport is not None:
-                self.transport.close()
+            self._hang_up()
             return
         self.deadline = self._loop.time() + self._app.limits.idle_s
         if self._queue:
             # Through the loop: a client that pipelines must not recurse us into the ground.
             self._loop.call_soon(self._serve_next)
+
+    def _hang_up(self) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        if self._refused and transport.can_write_eof():
+            # The client may still be sending: closing now would reset the connection and take
+            # our answer with it. What it sends is dropped until it leaves or the time is up.
+            transport.write_eof()
+            self.deadline = self._loop.time() + _LINGER_S
+        else:
+            transport.close()
 
     def _serve_next(self) -> None:
         if self.active is None and self._queue and self.open:

@@ -253,7 +253,7 @@ def _models_by_server(fleet: Fleet) -> dict[str, tuple[Model, list[str]]]:
     held: dict[str, tuple[Model, list[str]]] = {}
     for key, model in sorted(library(fleet).items()):
         holders = [
-            engine.address or engine.id
+            engine.id
             for node, engine in _engines(fleet)
             if _holds(node, engine, key)
         ]
@@ -272,7 +272,7 @@ def _holds(node: Node, engine: Engine, key: str) -> bool:
 def _servers(fleet: Fleet) -> dict[str, dict[str, Any]]:
     busy = Counter(request.engine for request in fleet.requests if request.state in _RUNNING)
     return {
-        engine.address or engine.id: _server(node, engine, busy[engine.id])
+        engine.id: _server(node, engine, busy[engine.id])
         for node, engine in _engines(fleet)
     }
 

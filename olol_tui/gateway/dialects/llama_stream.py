@@ -223,9 +223,10 @@ class TokenTranslation(Translation):
     def _collect(self, deltas: list[ToolDelta]) -> None:
         for delta in deltas:
             call = self._calls.setdefault(delta.index, Call(delta.index))
-            call.id += delta.id or ""
+            # Id and name come whole, with the first piece (some builds repeat them).
+            call.id = call.id or delta.id or ""
             if delta.function is not None:
-                call.name += delta.function.name or ""
+                call.name = call.name or delta.function.name or ""
                 call.arguments.append(delta.function.arguments or "")
 
     def _probs(self, probs: list[TokenProb]) -> list[dict[str, Any]]:

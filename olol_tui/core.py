@@ -1,0 +1,144 @@
+"""Everything but the screen: controller, gateway and control socket in one event loop.
+
+`--serve` is a Core alone; the console embeds one or attaches to its control socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from olol_tui.config import ClusterConfig
+from olol_tui.demo import DemoOptions, Traffic
+from olol_tui.errors import PortTaken
+from olol_tui.fleet.commands import Accepted, AnyCommand
+from olol_tui.fleet.controller import Controller
+from olol_tui.fleet.snapshot import Fleet
+from olol_tui.gateway.gateway import Gateway
+from olol_tui.link import Link
+from olol_tui.paths import Paths
+from olol_tui.ports import port_taken
+
+log = logging.getLogger("olol.core")
+
+
+class Core:
+    """The running product without a screen. An async context manager; is its own Link.
+
+    Args:
+        stop_engines: on exit, stop engines and agents instead of leaving them for the next
+            start to adopt. May be set until the exit.
+
+    Raises (on enter):
+        PortTaken: the gateway's address is in use.
+    """
+
+    embedded = True
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        paths: Paths,
+        *,
+        demo: DemoOptions | None = None,
+        stop_engines: bool = False,
+    ) -> None:
+        self._config = config
+        self._paths = paths
+        self._demo = demo
+        self._stack = AsyncExitStack()
+        self.stop_engines = stop_engines
+        self._controller: Controller
+        self._gateway: Gateway
+
+    async def __aenter__(self) -> Core:
+        async with AsyncExitStack() as stack:
+            self._controller = await stack.enter_async_context(
+                Controller(self._config, self._paths)
+            )
+            stack.push_async_callback(self._stop_engines)
+            self._gateway = Gateway(self._config.gateway, self._controller)
+            stack.push_async_callback(self._gateway.close)
+            try:
+                await self._gateway.start()
+            except OSError as error:
+                raise _port_error(self._config, error) from error
+            listener = _control_listener(self._paths.control_socket)
+            stack.callback(_remove, self._paths.control_socket)
+            await self._gateway.serve_control(listener)
+            if self._demo is not None and self._demo.traffic:
+                traffic = Traffic(self._gateway.address, self._demo, self._controller)
+                await stack.enter_async_context(traffic)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _stop_engines(self) -> None:
+        if self.stop_engines:
+            await self._controller.close(stop_engines=True)
+
+    @property
+    def address(self) -> str:
+        """URL of the gateway."""
+        return self._gateway.address
+
+    @property
+    def link(self) -> Link:
+        return self
+
+    async def drain(self, timeout_s: float = 30.0) -> None:
+        """Take no new requests; return when the live ones ended or the time is up."""
+        await self._gateway.drain(timeout_s)
+
+    # -- Link
+
+    @property
+    def fleet(self) -> Fleet:
+        return self._controller.fleet
+
+    def changes(self) -> AsyncIterator[Fleet]:
+        return self._controller.changes()
+
+    async def submit(self, command: AnyCommand) -> Accepted:
+        return await self._controller.submit(command)
+
+    def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:
+        return self._controller.logs(node, engine, tail=tail)
+
+
+def _control_listener(path: Path) -> socket.socket:
+    """A UNIX listener with mode 0600 in a directory that is ours."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _port_error(config: ClusterConfig, error: OSError) -> Exception:
+    gateway = config.gateway
+    if error.errno != errno.EADDRINUSE:
+        return PortTaken(
+            f"cannot listen on {gateway.host}:{gateway.port}: {error.strerror or error}",
+            title="The gateway cannot listen",
+            hint="Choose another address with --host and --port.",
+        )
+    return port_taken(gateway.host, gateway.port)

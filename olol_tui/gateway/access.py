@@ -1,0 +1,72 @@
+"""Who may speak to a gateway bound to this machine: no page of a browser that was tricked.
+
+A DNS name that an attacker points at 127.0.0.1 arrives with that name in Host; a script on
+somebody's page arrives with its Origin. Both are refused, as Ollama does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from olol_tui.gateway.http import Request
+
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+_APP_SCHEMES = {"app", "file", "tauri", "vscode-webview", "vscode-file"}
+_CACHED = 1024
+
+
+class Access:
+    """Host and Origin checks for one bound address."""
+
+    def __init__(self, bound_host: str) -> None:
+        self._guarded = is_loopback(bound_host)
+        self._hostname = socket.gethostname().lower()
+        self._known: dict[bytes, bool] = {}
+
+    def refusal(self, request: Request) -> str:
+        """Why a request is refused; empty when it is welcome."""
+        host = request.headers.get(b"host", b"")
+        if self._guarded and host and not self._cached(host, self._host_allowed):
+            return f"the host {host.decode('latin-1')!r} is not one of this machine"
+        origin = request.headers.get(b"origin")
+        if origin and not self._cached(origin, self._origin_allowed):
+            return f"requests from the origin {origin.decode('latin-1')!r} are not allowed"
+        return ""
+
+    def _cached(self, value: bytes, check: object) -> bool:
+        known = self._known.get(value)
+        if known is None:
+            if len(self._known) > _CACHED:
+                self._known.clear()
+            assert callable(check)
+            known = self._known[value] = bool(check(value.decode("latin-1").lower()))
+        return known
+
+    def _host_allowed(self, host: str) -> bool:
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        name = name.strip("[]")
+        if name in ("localhost", self._hostname) or name.endswith(_LOCAL_SUFFIXES):
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or address.is_private or address.is_unspecified
+
+    def _origin_allowed(self, origin: str) -> bool:
+        parts = urlsplit(origin)
+        if parts.scheme in _APP_SCHEMES:
+            return True
+        return parts.hostname in ("localhost", "127.0.0.1", "0.0.0.0", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine can reach an address bound here."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

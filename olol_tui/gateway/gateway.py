@@ -1,0 +1,409 @@
+"""The endpoint: accepts connections, knows the routes, carries out what the queue decides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from datetime import UTC, datetime
+
+import msgspec
+
+from olol_tui.config import GatewayConfig
+from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, ModelLoad, Request
+from olol_tui.gateway import bodies, http, upstream
+from olol_tui.gateway.access import Access
+from olol_tui.gateway.api import Api
+from olol_tui.gateway.dialects import errors, fields, keepalive, llama
+from olol_tui.gateway.dialects.translation import Translation
+from olol_tui.gateway.exchange import Exchange
+from olol_tui.gateway.loader import Loader
+from olol_tui.gateway.port import FleetPort
+from olol_tui.gateway.records import Ledger
+from olol_tui.gateway.routes import INFERENCE, Inference, dialect_of
+from olol_tui.gateway.times import rfc3339
+from olol_tui.models.names import canonical, is_cloud
+from olol_tui.routing.policy import NOBODY
+from olol_tui.routing.queue import Dispatch, Load, Queue, Step, Ticket
+from olol_tui.routing.roster import Roster, Seat
+
+log = logging.getLogger("olol.gateway")
+
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+"""Ollama's own sentence, two spaces included: clients match on it."""
+STUCK_S = 30.0
+"""How long a request waits while no engine could take it at all."""
+FIRST_BYTE_S = 300.0
+IDLE_S = 60.0
+_POKE_S = 0.25
+_RETRY_AFTER = b"Retry-After: 1\r\n"
+
+
+class Gateway:
+    """One per process. Implements http.App."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        fleet: FleetPort,
+        *,
+        dial: upstream.Dial = upstream.dial_tcp,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._config = config
+        self._fleet = fleet
+        self.limits = http.Limits(body_bytes=config.max_body_bytes)
+        self.pool = upstream.UpstreamPool(dial)
+        self.ledger = Ledger(self._loop.time)
+        self.queue = Queue(max_queued=config.max_queue)
+        self.loader = Loader(
+            fleet, self.pool, self.queue, self._loop.time, self._model_changed, self._load_failed
+        )
+        self._roster = Roster(fleet.fleet, self.loader.resident)
+        self._exchanges: dict[str, Exchange] = {}
+        self._connections: set[http.HttpConnection] = set()
+        self._servers: list[asyncio.Server] = []
+        self._unsubscribe = fleet.on_change(self._fleet_changed)
+        self._poke_timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._access = Access(config.host)
+        self.api = Api(self, fleet)
+        self.address = ""
+        self.draining = False
+        self._idle = asyncio.Event()
+        self.started_wall = datetime.now(UTC)
+        fleet.attach_gateway(self.view, self.cancel)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        server = await self._loop.create_server(
+            http.serve_factory(self, self._loop),
+            self._config.host,
+            self._config.port,
+            backlog=1024,
+        )
+        self._servers.append(server)
+        port = server.sockets[0].getsockname()[1]
+        host = self._config.host
+        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._sweeper = self._loop.create_task(self._sweep())
+
+    async def serve_control(self, listener: socket.socket) -> None:
+        """Answer on the control socket too, with the routes that change things."""
+        server = await self._loop.create_unix_server(
+            http.serve_factory(ControlApp(self), self._loop), sock=listener
+        )
+        self._servers.append(server)
+
+    async def drain(self, timeout_s: float = 30.0) -> None:
+        """Take no new requests, let the live ones finish."""
+        self.draining = True
+        self.poke()
+        if self.ledger.live:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    async def close(self) -> None:
+        """Cut what still runs, close everything."""
+        self._unsubscribe()
+        for server in self._servers:
+            server.close()
+        for exchange in list(self._exchanges.values()):
+            exchange.cancel("the gateway is shutting down")
+        if self._poke_timer is not None:
+            self._poke_timer.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        await self.api.close()
+        for connection in list(self._connections):
+            connection.abort()
+        await self.pool.close()
+
+    async def _sweep(self) -> None:
+        """Once a second: silent engines, silent clients, requests nobody can take."""
+        while True:
+            await asyncio.sleep(1.0)
+            now = self.now()
+            for connection in list(self._connections):
+                if connection.active is None and now > connection.deadline:
+                    connection.abort()
+            for exchange in list(self._exchanges.values()):
+                exchange.check(now, FIRST_BYTE_S, IDLE_S)
+                self._check_stuck(exchange, now)
+            self._carry_out(self.queue.pump_all(self._roster, now))
+
+    def _check_stuck(self, exchange: Exchange, now_s: float) -> None:
+        ticket = exchange.ticket
+        decision = ticket.decision
+        if (
+            ticket.seat is None
+            and decision is not None
+            and decision.reason == NOBODY
+            and now_s - ticket.enqueued_s > STUCK_S
+            and self.queue.withdraw(ticket)
+        ):
+            exchange.refuse(503, f"{exchange.model}: {decision.why()}", _RETRY_AFTER)
+
+    # -- http.App
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def opened(self, connection: http.HttpConnection) -> bool:
+        self._connections.add(connection)
+        return len(self._connections) <= self.limits.connections
+
+    def closed(self, connection: http.HttpConnection) -> None:
+        self._connections.discard(connection)
+
+    def refuse(self, connection: http.HttpConnection, status: int, message: str) -> None:
+        connection.reply(status, errors.error_body("ollama", status, message))
+
+    def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
+        path = request.path
+        if reason := self._access.refusal(request):
+            self.error(connection, request, 403, reason)
+            return
+        route = INFERENCE.get(path)
+        if route is None:
+            self.api.handle(connection, request)
+        elif request.method != b"POST":
+            self.error(connection, request, 405, "method not allowed", b"Allow: POST\r\n")
+        else:
+            self._infer(connection, request, route)
+
+    def error(
+        self,
+        connection: http.HttpConnection,
+        request: http.Request,
+        status: int,
+        message: str,
+        extra: bytes = b"",
+    ) -> None:
+        body = errors.error_body(dialect_of(request.path), status, message)
+        connection.reply(status, body, http.JSON, extra)
+
+    # -- inference
+
+    def _infer(
+        self, connection: http.HttpConnection, request: http.Request, route: Inference
+    ) -> None:
+        try:
+            found = bodies.read(request.body)
+            keep_alive = found.keep_alive and keepalive.parse(msgspec.json.decode(found.keep_alive))
+            model = canonical(found.model)
+            refusal = self._refusal(route, found.model, model)
+            if refusal is not None:
+                self.error(connection, request, *refusal)
+                return
+            exchange = Exchange(self, connection, request, route, found, model)
+        except bodies.BadBody as bad:
+            self.error(connection, request, 400, bad.message)
+            return
+        except errors.BadRequest as bad:
+            self.error(connection, request, bad.status, bad.message)
+            return
+        if exchange.is_load and found.keep_alive and keep_alive == 0:
+            self._unload(exchange)
+            return
+        connection.handler = exchange
+        self._exchanges[exchange.record.id] = exchange
+        self.enqueue(exchange)
+
+    def _refusal(
+        self, route: Inference, name: str, model: str
+    ) -> tuple[int, str, bytes] | tuple[int, str] | None:
+        if is_cloud(name):
+            return 403, f"cloud models are disabled: {name!r} would leave this cluster"
+        if not self._roster.models(model):
+            if route.task == "embed":
+                return 404, f'model "{name}" not found, try pulling it first'
+            return 404, errors.model_not_found(name)
+        if self.draining:
+            return 503, "the gateway is shutting down", _RETRY_AFTER
+        if self.queue.full:
+            return 503, BUSY, _RETRY_AFTER
+        return None
+
+    def enqueue(self, exchange: Exchange) -> None:
+        """Queue an exchange's ticket, also again for a retry."""
+        self._carry_out(self.queue.submit(exchange.ticket, self._roster, self.now()))
+        self.poke()
+
+    def _carry_out(self, steps: list[Step]) -> None:
+        for step in steps:
+            if isinstance(step, Dispatch):
+                step.ticket.owner.dispatch(step.seat, step.decision)
+            elif isinstance(step, Load):
+                self.loader.start(step, self._roster)
+            else:
+                exchange: Exchange = step.ticket.owner
+                exchange.refuse(503, f"{exchange.model}: {step.decision.why()}", _RETRY_AFTER)
+
+    def release(self, exchange: Exchange) -> None:
+        """A slot is free: give it to the next in line."""
+        ticket: Ticket = exchange.ticket
+        seat = ticket.seat
+        self.queue.release(ticket, self.now())
+        if seat is not None and seat.engine:
+            raw = exchange.fields.keep_alive
+            keep_alive = keepalive.parse(msgspec.json.decode(raw)) if raw else None
+            self._fleet.touch(seat.engine, exchange.model, keep_alive)
+        self._carry_out(self.queue.pump(ticket.ask.model, self._roster, self.now()))
+
+    def ended(self, exchange: Exchange) -> None:
+        self._exchanges.pop(exchange.record.id, None)
+        if self.draining and not self.ledger.live:
+            self._idle.set()
+        self.poke()
+
+    def engine_failed(self, ticket: Ticket, reason: str) -> None:
+        seat = ticket.seat
+        if seat is None:
+            return
+        log.warning("engine failed", extra={"engine": seat.key, "reason": reason})
+        others = self.has_other(ticket.ask.model, frozenset({seat.incarnation}))
+        self.queue.failed(seat.key, self.now(), others=others)
+        self._fleet.kick(seat.engine)
+
+    def has_other(self, model: str, exclude: frozenset[str]) -> bool:
+        """Another engine could take a request of this model now."""
+        return any(
+            not seat.refused and seat.incarnation not in exclude
+            for seat in self._roster.seats(model)
+        )
+
+    def translate(self, path: str, body: bytes, name: str, seat: Seat) -> Translation:
+        """A native request for an engine that speaks llama-server's dialect.
+
+        Raises:
+            BadRequest: a field of the body has the wrong type or asks for what it cannot do.
+        """
+        entries = self._roster.models(name)
+        model = next((m for n, m in entries if n.name == seat.node), Model(name))
+        return llama.translate(
+            path, fields.decode_body(body, path), model, created=rfc3339, clock_ns=time.monotonic_ns
+        )
+
+    def _unload(self, exchange: Exchange) -> None:
+        """`keep_alive: 0` without a prompt: drop the model everywhere it is resident."""
+        self.api.unload(exchange.model)
+        body = llama.load_reply(exchange.route.path, exchange.fields.model, "unload", rfc3339())
+        if exchange.connection is not None:
+            content_type = http.NDJSON if exchange.record.stream else http.JSON
+            exchange.connection.reply(200, body, content_type)
+        self.ledger.close(exchange.record, "done", 200)
+
+    # -- what changes around us
+
+    def _fleet_changed(self, fleet: Fleet) -> None:
+        now = self.now()
+        self.loader.observe(fleet, now)
+        self._roster = Roster(fleet, self.loader.resident)
+        self._carry_out(self.queue.pump_all(self._roster, now))
+
+    def _model_changed(self, model: str) -> None:
+        """A load ended well."""
+        self._roster = Roster(self._fleet.fleet, self.loader.resident)
+        self._carry_out(self.queue.pump(model, self._roster, self.now()))
+        self.poke()
+
+    def _load_failed(self, model: str, status: int, message: str) -> None:
+        """Whoever waits only for this load hears what the engine said."""
+        if any(seat.warm and not seat.refused for seat in self._roster.seats(model)):
+            self._carry_out(self.queue.pump(model, self._roster, self.now()))
+            return
+        for ticket in self.queue.drop_waiting(model):
+            exchange: Exchange = ticket.owner
+            exchange.refuse(status, message)
+
+    # -- the console's view
+
+    def poke(self) -> None:
+        """Our part of the snapshot changed: publish soon, a few times a second at most."""
+        if self._poke_timer is None:
+            self._poke_timer = self._loop.call_later(_POKE_S, self._poke_now)
+
+    def _poke_now(self) -> None:
+        self._poke_timer = None
+        self._fleet.poke()
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a queued or running request; False when there is none of that id."""
+        exchange = self._exchanges.get(request_id)
+        if exchange is None:
+            return False
+        exchange.cancel("cancelled by the operator")
+        return True
+
+    def view(self) -> tuple[tuple[Request, ...], GatewayState]:
+        """Requests and totals for the snapshot."""
+        ledger, queue = self.ledger, self.queue
+        resident: dict[str, int] = {}
+        pinned: set[str] = set()
+        for node in self._roster.fleet.nodes:
+            for engine in node.engines:
+                for loaded in engine.loaded:
+                    name = canonical(loaded.name)
+                    resident[name] = resident.get(name, 0) + 1
+                    if loaded.pinned:
+                        pinned.add(name)
+        names = dict.fromkeys([*resident, *queue.waiting_models(), *ledger.models()])
+        loads: list[ModelLoad] = []
+        total_rate = 0.0
+        for name in names:
+            requests_s, tokens_s = ledger.rates(name)
+            total_rate += tokens_s
+            p50, p95 = ledger.ttft(name)
+            loads.append(
+                ModelLoad(
+                    model=name,
+                    queued=queue.queued_of(name),
+                    running=queue.running_of(name),
+                    replicas=resident.get(name, 0),
+                    requests_per_s=requests_s,
+                    tokens_per_s=tokens_s,
+                    ttft_p50_s=p50,
+                    ttft_p95_s=p95,
+                    pinned=name in pinned,
+                    loading=queue.loading(name),
+                )
+            )
+        state = GatewayState(
+            address=self.address,
+            queued=queue.queued,
+            running=queue.running,
+            tokens_per_s=total_rate,
+            requests_total=ledger.total,
+            errors_total=ledger.errors,
+            ttft_p95_s=ledger.ttft()[1],
+            models=tuple(loads),
+            draining=self.draining,
+        )
+        return ledger.views(), state
+
+
+class ControlApp:
+    """The gateway as the control socket shows it: every route, and the changing ones too."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.limits = gateway.limits
+        self.opened = gateway.opened
+        self.closed = gateway.closed
+        self.refuse = gateway.refuse
+
+    def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
+        if not self._gateway.api.control(connection, request):
+            self._gateway.handle(connection, request)

@@ -1,0 +1,155 @@
+"""Makes models resident because requests wait for them.
+
+The load is ours, not the client's: an Ollama aborts a load when the client that caused it
+leaves, and others may be waiting for the same model by then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from olol_tui.errors import OlolError
+from olol_tui.fleet.snapshot import RUNNERS, Fleet
+from olol_tui.gateway import upstream
+from olol_tui.gateway.dialects import errors
+from olol_tui.gateway.port import FleetPort
+from olol_tui.models.names import canonical
+from olol_tui.routing.queue import Load, Queue
+from olol_tui.routing.roster import Roster, Seat
+
+log = logging.getLogger("olol.gateway.loader")
+
+RESIDENT_FOR_S = 5.0
+"""How long our own knowledge of a load outweighs snapshots that do not show it yet."""
+
+Failed = Callable[[str, int, str], None]
+"""(model, status, message): its waiting requests cannot be served by that load."""
+
+
+class _EngineLoad:
+    """One load request to an engine that holds many models. An upstream.Receiver."""
+
+    def __init__(self, loader: Loader, seat: Seat, model: str, started_s: float) -> None:
+        self._loader = loader
+        self.seat = seat
+        self.model = model
+        self.started_s = started_s
+        self._status = 0
+        self._parts: list[bytes] = []
+
+    def up_head(self, status: int, content_type: bytes) -> None:
+        self._status = status
+
+    def up_data(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def up_end(self) -> None:
+        self._loader.ended(self, self._status, b"".join(self._parts))
+
+    def up_lost(self, reason: str) -> None:
+        message = f"{self.seat.where} was lost while it loaded {self.model}: {reason}"
+        self._loader.ended(self, 500, errors.error_body("ollama", 500, message))
+
+
+class Loader:
+    """Carries out the queue's Load steps and reports how they ended."""
+
+    def __init__(
+        self,
+        fleet: FleetPort,
+        pool: upstream.UpstreamPool,
+        queue: Queue,
+        now: Callable[[], float],
+        changed: Callable[[str], None],
+        failed: Failed,
+    ) -> None:
+        self._fleet = fleet
+        self._pool = pool
+        self._queue = queue
+        self._now = now
+        self._changed = changed
+        self._failed = failed
+        self._launches: dict[tuple[str, str], tuple[str, float]] = {}
+        """(seat key, model) → (engine id, started)."""
+        self._calls: dict[_EngineLoad, upstream.Call] = {}
+        self.resident: dict[tuple[str, str], float] = {}
+        """(engine id, model) → until when we vouch for it."""
+
+    def start(self, step: Load, roster: Roster) -> None:
+        seat, model = step.seat, step.model
+        name = next((m.name for n, m in roster.models(model) if n.name == seat.node), model)
+        capabilities = next(
+            (m.capabilities for n, m in roster.models(model) if n.name == seat.node), ()
+        )
+        log.info("load", extra={"model": model, "where": seat.where})
+        if seat.kind in RUNNERS:
+            self._launch(seat, model, name, step.num_ctx)
+            return
+        body: dict[str, object] = {"model": name, "stream": False}
+        if step.num_ctx is not None:
+            body["options"] = {"num_ctx": step.num_ctx}
+        path = "/api/generate"
+        if "embedding" in capabilities and "completion" not in capabilities:
+            path = "/api/embed"
+            body["input"] = []
+        raw = msgspec.json.encode(body)
+        head = upstream.head("POST", seat.address, path, len(raw), "application/json")
+        load = _EngineLoad(self, seat, model, self._now())
+        self._calls[load] = self._pool.call(seat.address, head + raw, load)
+
+    def _launch(self, seat: Seat, model: str, name: str, num_ctx: int | None) -> None:
+        try:
+            engine = self._fleet.launch(name, seat.node, seat.device, num_ctx=num_ctx)
+        except OlolError as error:
+            self._queue.load_ended(seat.key, model)
+            self._failed(model, 500, str(error))
+            return
+        self._launches[seat.key, model] = (engine, self._now())
+
+    def ended(self, load: _EngineLoad, status: int, body: bytes) -> None:
+        """An engine answered a load request."""
+        self._calls.pop(load, None)
+        seat, model = load.seat, load.model
+        self._queue.load_ended(seat.key, model)
+        now = self._now()
+        if status == 200:
+            self._queue.speeds.loaded(seat.node, seat.size_bytes, now - load.started_s)
+            self._queue.succeeded(seat.key)
+            self.resident[seat.engine, model] = now + RESIDENT_FOR_S
+            self._fleet.kick(seat.engine)
+            self._changed(model)
+            return
+        log.warning("load failed", extra={"model": model, "where": seat.where, "status": status})
+        self._queue.failed(seat.key, now, others=True)
+        self._failed(model, status, errors.upstream_message(body))
+
+    def observe(self, fleet: Fleet, now_s: float) -> None:
+        """A new snapshot: which launches ended, which of our claims has it confirmed."""
+        for (key, model), (engine_id, started_s) in list(self._launches.items()):
+            engine = fleet.engine(engine_id)
+            if engine is None:
+                # Not in the list yet, or withdrawn by an operator before it was up.
+                if now_s - started_s > RESIDENT_FOR_S:
+                    self._forget(key, model)
+                continue
+            if engine.state == "ready":
+                self._forget(key, model)
+                size = sum(x.size_bytes for x in engine.loaded)
+                self._queue.speeds.loaded(engine.node, size, now_s - started_s)
+            elif engine.state == "failed":
+                self._forget(key, model)
+                reason = engine.error or (engine.log_tail[-1] if engine.log_tail else "it exited")
+                self._failed(model, 500, f"{engine.id} failed to load {model}: {reason}")
+        for (engine_id, model), until_s in list(self.resident.items()):
+            engine = fleet.engine(engine_id)
+            shown = engine is not None and any(canonical(x.name) == model for x in engine.loaded)
+            gone = engine is None or engine.state != "ready"
+            if shown or gone or until_s < now_s:
+                del self.resident[engine_id, model]
+
+    def _forget(self, key: str, model: str) -> None:
+        self._launches.pop((key, model), None)
+        self._queue.load_ended(key, model)

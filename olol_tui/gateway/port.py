@@ -1,0 +1,40 @@
+"""What the gateway needs of the controller."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from olol_tui.fleet.commands import Accepted, AnyCommand
+from olol_tui.fleet.snapshot import Fleet, GatewayState, Request
+
+GatewayView = Callable[[], tuple[tuple[Request, ...], GatewayState]]
+
+
+class FleetPort(Protocol):
+    @property
+    def fleet(self) -> Fleet: ...
+
+    def on_change(self, callback: Callable[[Fleet], None]) -> Callable[[], None]: ...
+
+    def attach_gateway(self, view: GatewayView, cancel: Callable[[str], bool]) -> None: ...
+
+    def launch(
+        self,
+        model: str,
+        node: str,
+        device_uuid: str,
+        *,
+        num_ctx: int | None = None,
+        keep_alive_s: float | None = None,
+    ) -> str: ...
+
+    def touch(self, engine_id: str, model: str, keep_alive_s: float | None) -> None: ...
+
+    def poke(self) -> None: ...
+
+    def kick(self, engine_id: str) -> None: ...
+
+    async def submit(self, command: AnyCommand) -> Accepted: ...
+
+    def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]: ...
