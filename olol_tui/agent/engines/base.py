@@ -1,0 +1,166 @@
+"""What every engine kind tells the supervisor.
+
+A kind holds no state: the supervisor owns processes, and asks a kind how to start one,
+whether it answers, and what it has loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+from .. import client
+from ..errors import EngineError
+from ..spec import Policy, Spec
+
+_VISIBILITY = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "GGML_VK_VISIBLE_DEVICES",
+    "ONEAPI_DEVICE_SELECTOR",
+)
+
+_EXTRA_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/opt/ollama/bin", "/snap/bin")
+"""Where installers put programs that a non-login PATH may lack."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a kind may know of the node it starts an engine on."""
+
+    devices: Mapping[str, Mapping[str, Any]]
+    """DEVICE facts by UUID."""
+    self_argv: tuple[str, ...]
+    """Command that runs this agent's own subcommands."""
+    cpus: int
+    policy: Policy
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def vendors(self, spec: Spec) -> set[str]:
+        return {str(self.devices.get(uuid, {}).get("vendor", "cpu")) for uuid in spec.devices}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command line with its environment."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    version: str = ""
+
+
+class EngineKind:
+    """Base: one subclass a kind."""
+
+    name = ""
+    runner = False
+    """True when its process serves exactly one model."""
+
+    def launch(self, spec: Spec, port: int, context: Context) -> Launch:
+        """How to start it.
+
+        Raises:
+            EngineError: it cannot be started here, with what to do about it.
+        """
+        raise NotImplementedError
+
+    async def ready(self, port: int) -> str | None:
+        """Its version (may be empty) once it answers, None while it does not yet.
+
+        Raises:
+            client.CallError: nothing answers.
+        """
+        raise NotImplementedError
+
+    async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
+        """LOADED facts of the models it holds.
+
+        Raises:
+            client.CallError: it gave no usable answer.
+        """
+        raise NotImplementedError
+
+    def start_timeout_s(self, policy: Policy) -> float:
+        return policy.load_timeout_s if self.runner else policy.start_timeout_s
+
+
+def find_program(name: str, given: str, environ: Mapping[str, str]) -> str:
+    """The path of a program: `given` (file, or directory that holds it), else PATH.
+
+    Raises:
+        EngineError: there is none, or it cannot be executed.
+    """
+    if given:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            inside = [path / name, path / "bin" / name]
+            path = next((p for p in inside if p.is_file()), inside[0])
+        if not path.is_file():
+            raise EngineError(f"{path} does not exist", f"point `binary` at {name}")
+        if not os.access(path, os.X_OK):
+            raise EngineError(f"{path} is not executable", f"chmod +x {path}")
+        return str(path)
+    search = os.pathsep.join([environ.get("PATH", ""), *_EXTRA_DIRECTORIES])
+    found = shutil.which(name, path=search)
+    if found is None:
+        raise EngineError(f"no {name} on PATH", f"install {name}, or set `binary` to where it is")
+    return found
+
+
+def device_env(spec: Spec, context: Context, *, hide_vulkan: bool) -> dict[str, str]:
+    """The engine's environment: its own devices visible by UUID, every other one hidden.
+
+    Anything inherited that selects devices is dropped first: an engine must see what its
+    spec says, not what the shell that started the agent happened to hold.
+    """
+    env = {k: v for k, v in context.environ.items() if k not in _VISIBILITY}
+    by_vendor: dict[str, list[str]] = {"nvidia": [], "amd": []}
+    for uuid in spec.devices:
+        device = context.devices.get(uuid, {})
+        vendor = str(device.get("vendor", "cpu"))
+        if vendor == "nvidia":
+            by_vendor["nvidia"].append(uuid)
+        elif vendor == "amd":
+            # ROCm knows UUIDs of the form GPU-<hex>; anything else is named by index.
+            named = uuid if uuid.startswith("GPU-") else str(device.get("index", 0))
+            by_vendor["amd"].append(named)
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(by_vendor["nvidia"]) or "-1"
+    env["ROCR_VISIBLE_DEVICES"] = ",".join(by_vendor["amd"]) or "-1"
+    if hide_vulkan or not (by_vendor["nvidia"] or by_vendor["amd"]):
+        # The Vulkan back-end would see the hidden cards again.
+        env["GGML_VK_VISIBLE_DEVICES"] = "-1"
+    return env
+
+
+async def health(port: int) -> bool:
+    """llama-server's `/health`: 200 when the model is loaded, 503 while it loads.
+
+    Raises:
+        client.CallError: nothing answers.
+    """
+    reply = await client.call(port, "/health", timeout_s=5.0)
+    if reply.status in (200, 503):
+        return reply.status == 200
+    raise client.CallError(f"/health answered {reply.status}")
+
+
+def model_file(spec: Spec) -> Path:
+    """The GGUF of a runner.
+
+    Raises:
+        EngineError: it is not there or cannot be read.
+    """
+    if spec.model is None:
+        raise EngineError(f"{spec.id} has no model")
+    path = Path(spec.model.path)
+    if not path.is_file():
+        raise EngineError(f"the model file {path} does not exist")
+    if not os.access(path, os.R_OK):
+        raise EngineError(f"the model file {path} cannot be read")
+    return path

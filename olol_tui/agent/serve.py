@@ -1,0 +1,177 @@
+"""`serve`: the parts put together, from start to an orderly end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__, proc
+from .api import Api, Facts
+from .devices import open_devices
+from .errors import AgentError, StartError
+from .records import State
+from .sampler import Sampler
+from .server import Server
+from .spec import Policy
+from .supervisor import Supervisor
+from .telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+_SAMPLE_HZ = 1.0
+_SIMULATED_SAMPLE_HZ = 2.0
+
+
+def image() -> Path | None:
+    """The zipapp this runs from; None from a source tree."""
+    archive = getattr(__spec__.loader if __spec__ else None, "archive", None)
+    return Path(archive).resolve() if archive else None
+
+
+def self_argv() -> tuple[str, ...]:
+    """Command that runs this very agent's subcommands, isolated from the user's Python set-up."""
+    archive = image()
+    if archive is not None:
+        return (sys.executable, "-I", str(archive))
+    package = str(__package__)
+    root = Path(__file__).resolve().parents[len(package.split("."))]
+    code = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); "
+        f"from {package}.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return (sys.executable, "-I", "-c", code)
+
+
+def main(argv: list[str]) -> int:
+    """Run the agent in the foreground until SIGTERM or POST /v1/shutdown."""
+    options = _parse(argv)
+    try:
+        policy = Policy.from_json(options.policy)
+        state = State(options.state_dir.expanduser().resolve(), options.machine_id)
+    except AgentError as error:
+        return _refused(error)
+    try:
+        _log_to(state.log_path(""), policy)
+        return asyncio.run(_serve(options, policy, state))
+    except AgentError as error:
+        log.error("%s", error.message)
+        return _refused(error)
+    finally:
+        state.close()
+
+
+async def _serve(options: argparse.Namespace, policy: Policy, state: State) -> int:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[bool] = loop.create_future()
+
+    def stop(stop_engines: bool) -> None:
+        if not ended.done():
+            ended.set_result(stop_engines)
+
+    # Engines outlive a killed or stopped agent; only /v1/shutdown may end them.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, False)
+    source = open_devices(options.simulated)
+    simulated = options.simulated is not None
+    sampler = Sampler(source, _SIMULATED_SAMPLE_HZ if simulated else _SAMPLE_HZ)
+    sampler.start()
+    archive = image()
+    facts = Facts(source, _sha256(archive) if archive else "", simulated=simulated)
+    # Late binding: telemetry asks the supervisor, which tells telemetry of changes.
+    telemetry = Telemetry(sampler.latest, lambda: _engines(supervisor), facts.foreign_urls)
+    supervisor = Supervisor(state, policy, source, self_argv(), telemetry.changed)
+    server = Server(options.socket, Api(state, supervisor, telemetry, facts, stop).router())
+    watcher: asyncio.Task[None] | None = None
+    stop_engines = False
+    try:
+        await server.start()
+        await supervisor.start()
+        watcher = asyncio.ensure_future(_watch_foreign(facts, supervisor, telemetry, policy))
+        log.info("agent %s serves %s as pid %d", __version__, options.socket, os.getpid())
+        stop_engines = await ended
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+        # The socket goes last, so that a console sees the engines stop.
+        await supervisor.close(stop_engines=stop_engines)
+        await server.close()
+        sampler.stop()
+        log.info("agent ended")
+    return 0
+
+
+async def _watch_foreign(
+    facts: Facts, supervisor: Supervisor, telemetry: Telemetry, policy: Policy
+) -> None:
+    while True:
+        if await facts.look_for_foreign(supervisor.sessions()):
+            telemetry.changed()
+        await asyncio.sleep(policy.foreign_s)
+
+
+def _engines(supervisor: Supervisor) -> tuple[int, list[dict[str, Any]]]:
+    return supervisor.generation, supervisor.statuses()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _log_to(path: Path, policy: Policy) -> None:
+    """The agent's own log: a file of ours alone, so it may rotate by renaming."""
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    file = logging.handlers.RotatingFileHandler(
+        str(path), maxBytes=policy.log_max_bytes, backupCount=policy.log_files - 1
+    )
+    root = logging.getLogger()
+    for handler in (file, logging.StreamHandler(sys.stderr)):
+        handler.setFormatter(form)
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _refused(error: AgentError) -> int:
+    print(f"{error.title}: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(error.hint, file=sys.stderr)
+    return 3 if isinstance(error, StartError) else 2
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="agent serve", description=main.__doc__)
+    parser.add_argument("--socket", type=Path, required=True, help="UNIX socket to listen on")
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument(
+        "--simulated",
+        type=_json_object,
+        help='devices on paper: {"gpus": 4, "vram_bytes": 25769803776, "name": "SIM 24G"}',
+    )
+    parser.add_argument(
+        "--policy",
+        type=_json_object,
+        default={},
+        help='supervision intervals: {"backoff_first_s": 1, "stop_grace_s": 10}',
+    )
+    parser.add_argument(
+        "--machine-id", default=proc.machine_id(), help="names this machine in the state directory"
+    )
+    return parser.parse_args(argv)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return data

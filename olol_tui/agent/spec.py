@@ -1,0 +1,215 @@
+"""What should run (Spec) and how patient supervision is (Policy), checked on the way in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import BadRequest
+
+KINDS = ("ollama", "llama-server", "embedded", "simulated")
+RUNNERS = ("llama-server", "embedded")
+"""Kinds whose process serves exactly one model."""
+
+_MAX_ID_CHARS = 200
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The one model of a runner."""
+
+    name: str
+    path: str
+    chat_template: str = ""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One engine as the console wants it."""
+
+    id: str
+    kind: str
+    devices: tuple[str, ...] = ()
+    slots: int = 1
+    num_ctx: int = 4096
+    binary: str = ""
+    """Path of the program, or a directory that holds it; empty: looked up on PATH."""
+    models_dir: str = ""
+    prune: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    model: ModelRef | None = None
+    simulated: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["devices"] = list(self.devices)
+        plain["args"] = list(self.args)
+        if self.model is None:
+            del plain["model"]
+        else:
+            plain["model"] = dict(self.model.__dict__)
+        return plain
+
+    @property
+    def digest(self) -> str:
+        """Changes when anything in the spec changes: then the process is replaced."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Every interval and limit of supervision."""
+
+    backoff_first_s: float = 1.0
+    backoff_max_s: float = 60.0
+    healthy_after_s: float = 60.0
+    """Ready for this long: the next crash starts the back-off anew."""
+    crash_limit: int = 5
+    crash_window_s: float = 300.0
+    """`crash_limit` crashes within it: failed, until restarted by hand."""
+    stop_grace_s: float = 10.0
+    """From SIGTERM to SIGKILL."""
+    ready_probe_s: float = 0.15
+    poll_s: float = 1.0
+    """Between looks at what a ready engine has loaded."""
+    start_timeout_s: float = 60.0
+    load_timeout_s: float = 900.0
+    """A runner reads its whole model before it is ready."""
+    log_tail_lines: int = 50
+    rotate_s: float = 15.0
+    foreign_s: float = 10.0
+    log_max_bytes: int = 20 * 1024 * 1024
+    log_files: int = 3
+
+    @classmethod
+    def from_json(cls, given: Any) -> Policy:
+        """Raises BadRequest for an unknown name or a value that is not a positive number."""
+        if not isinstance(given, dict):
+            raise BadRequest("the policy must be an object")
+        known = {f.name: type(f.default) for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in known:
+                raise BadRequest(f"the policy has no field {name!r}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                raise BadRequest(f"policy.{name}: expected a positive number, got {value!r}")
+            values[name] = int(value) if known[name] is int else float(value)
+        return cls(**values)
+
+
+def parse_specs(given: Any) -> list[Spec]:
+    """The desired list of a PUT.
+
+    Raises:
+        BadRequest: with the place and what was expected; nothing is half accepted.
+    """
+    if not isinstance(given, list):
+        raise BadRequest(f"engines: expected a list, got {_kind_of(given)}")
+    specs = [parse_spec(item, f"engines[{index}]") for index, item in enumerate(given)]
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.id in seen:
+            raise BadRequest(f"engine id {spec.id!r} is given twice")
+        seen.add(spec.id)
+    return specs
+
+
+def parse_spec(given: Any, where: str) -> Spec:
+    """One spec; see `parse_specs`."""
+    if not isinstance(given, dict):
+        raise BadRequest(f"{where}: expected an object, got {_kind_of(given)}")
+    known = {f.name for f in fields(Spec)}
+    for name in given:
+        if name not in known:
+            raise BadRequest(f"{where}: unknown field {name!r}")
+    identity = _text(given, "id", where, "")
+    if not identity or len(identity) > _MAX_ID_CHARS or not identity.isprintable():
+        raise BadRequest(f"{where}.id: expected 1 to {_MAX_ID_CHARS} printable characters")
+    kind = _text(given, "kind", where, "")
+    if kind not in KINDS:
+        raise BadRequest(f"{where}.kind: unknown kind {kind!r}, expected {', '.join(KINDS)}")
+    model = _model(given.get("model"), f"{where}.model")
+    if kind in RUNNERS and model is None:
+        raise BadRequest(f"{where}.model: an engine of kind {kind} needs the model it serves")
+    if kind not in RUNNERS and model is not None:
+        raise BadRequest(f"{where}.model: an engine of kind {kind} serves many models")
+    return Spec(
+        id=identity,
+        kind=kind,
+        devices=tuple(_texts(given, "devices", where)),
+        slots=_count(given, "slots", where, 1, 1, 1024),
+        num_ctx=_count(given, "num_ctx", where, 4096, 1, 1 << 24),
+        binary=_text(given, "binary", where, ""),
+        models_dir=_text(given, "models_dir", where, ""),
+        prune=_flag(given, "prune", where),
+        env=_env(given.get("env"), where),
+        args=tuple(_texts(given, "args", where)),
+        model=model,
+        simulated=_object(given, "simulated", where),
+    )
+
+
+def _kind_of(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _text(given: dict[str, Any], name: str, where: str, default: str) -> str:
+    value = given.get(name, default)
+    if not isinstance(value, str) or "\0" in value:
+        raise BadRequest(f"{where}.{name}: expected a string, got {_kind_of(value)}")
+    return value
+
+
+def _texts(given: dict[str, Any], name: str, where: str) -> list[str]:
+    value = given.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(v, str) and "\0" not in v for v in value):
+        raise BadRequest(f"{where}.{name}: expected a list of strings")
+    return list(value)
+
+
+def _count(given: dict[str, Any], name: str, where: str, default: int, low: int, high: int) -> int:
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadRequest(f"{where}.{name}: expected a whole number from {low} to {high}")
+    return value
+
+
+def _flag(given: dict[str, Any], name: str, where: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise BadRequest(f"{where}.{name}: expected true or false, got {_kind_of(value)}")
+    return value
+
+
+def _object(given: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    value = given.get(name, {})
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where}.{name}: expected an object, got {_kind_of(value)}")
+    return dict(value)
+
+
+def _env(value: Any, where: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where}.env: expected an object, got {_kind_of(value)}")
+    for name, text in value.items():
+        if not isinstance(text, str) or "\0" in text or not name or "=" in name or "\0" in name:
+            raise BadRequest(f"{where}.env: expected names and strings, got {name!r}")
+    return dict(value)
+
+
+def _model(value: Any, where: str) -> ModelRef | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where}: expected an object, got {_kind_of(value)}")
+    name, path = _text(value, "name", where, ""), _text(value, "path", where, "")
+    if not name or not path:
+        raise BadRequest(f"{where}: expected name and path")
+    return ModelRef(name, path, _text(value, "chat_template", where, ""))
