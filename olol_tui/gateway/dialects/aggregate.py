@@ -252,11 +252,7 @@ def _models_by_server(fleet: Fleet) -> dict[str, tuple[Model, list[str]]]:
     """Each model with the engines that have it loaded or can load it from their node's store."""
     held: dict[str, tuple[Model, list[str]]] = {}
     for key, model in sorted(library(fleet).items()):
-        holders = [
-            engine.id
-            for node, engine in _engines(fleet)
-            if _holds(node, engine, key)
-        ]
+        holders = [engine.id for node, engine in _engines(fleet) if _holds(node, engine, key)]
         held[model.name] = (model, holders)
     return held
 
@@ -271,10 +267,7 @@ def _holds(node: Node, engine: Engine, key: str) -> bool:
 
 def _servers(fleet: Fleet) -> dict[str, dict[str, Any]]:
     busy = Counter(request.engine for request in fleet.requests if request.state in _RUNNING)
-    return {
-        engine.id: _server(node, engine, busy[engine.id])
-        for node, engine in _engines(fleet)
-    }
+    return {engine.id: _server(node, engine, busy[engine.id]) for node, engine in _engines(fleet)}
 
 
 def _server(node: Node, engine: Engine, running: int) -> dict[str, Any]:
@@ -287,7 +280,7 @@ def _server(node: Node, engine: Engine, running: int) -> dict[str, Any]:
         "device_type": kinds.get(vendor, vendor),
         "device_info": {device.label: device.name for device in devices},
         "model_count": len(engine.loaded) if engine.model else len(node.library),
-        "id": engine.id,
+        "address": engine.address,
         "node": node.name,
         "kind": engine.kind,
         "state": engine.state,

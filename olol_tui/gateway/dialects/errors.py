@@ -88,7 +88,7 @@ def upstream_message(body: bytes) -> str:
     """The sentence in an engine's error body, whichever shape it has."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body.decode("utf-8", "replace").strip()
     error = decoded.get("error") if isinstance(decoded, dict) else decoded
     if isinstance(error, dict):

@@ -31,7 +31,7 @@ def decode_body(raw: bytes, route: str) -> dict[str, Any]:
         raise BadRequest("missing request body")
     try:
         body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"invalid JSON: {error}") from None
     if not isinstance(body, dict):
         struct = STRUCTS.get(route, "Request")

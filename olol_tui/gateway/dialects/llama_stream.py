@@ -76,26 +76,9 @@ class TokenTranslation(Translation):
     def feed(self, data: bytes) -> bytes:
         if self._ended:
             return b""
-        return self._take(self._events.feed, data)
-
-    def finish(self) -> bytes:
-        if self.failure is not None and not self.stream:
-            raise self.failure
-        if self._ended:
-            return b""
-        out = self._take(lambda _: self._events.rest(), b"")
-        if self.done_reason and not self._ended:  # it stopped without saying its timings
-            out += self._end()
-        if self.failure is not None and not self.stream:
-            raise self.failure
-        if not self._ended:
-            raise TranslationError("the engine's reply ended before it was complete")
-        return out
-
-    def _take(self, read: Callable[[bytes], list[bytes]], data: bytes) -> bytes:
         out: list[bytes] = []
         try:
-            for payload in read(data):
+            for payload in self._events.feed(data):
                 if line := self._event(payload):
                     out.append(line)
                 if self._ended:
@@ -105,6 +88,32 @@ class TokenTranslation(Translation):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             out.append(self._fail(TranslationError(f"the engine's reply makes no sense: {error}")))
         return b"".join(out)
+
+    def finish(self) -> bytes:
+        if self.failure is not None and not self.stream:
+            raise self.failure
+        if self._ended:
+            return b""
+        out = self._last_words()
+        if self.failure is not None and not self.stream:
+            raise self.failure
+        if not self._ended:
+            raise TranslationError("the engine's reply ended before it was complete")
+        return out
+
+    def _last_words(self) -> bytes:
+        """A last event without its newline, and the end of a reply that stopped untimed."""
+        out = b""
+        try:
+            for payload in self._events.rest():
+                out += self._event(payload)
+        except TranslationError as error:
+            out += self._fail(error)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return b""  # half an event: the reply broke off
+        if self.done_reason and not self._ended:
+            out += self._end()
+        return out
 
     def _event(self, payload: bytes) -> bytes:
         if self._raw:

@@ -36,9 +36,9 @@ class _Body(msgspec.Struct):
     model: Any = None
     stream: Any = None
     stream_options: Any = None
-    messages: msgspec.Raw | None = None
-    prompt: msgspec.Raw | None = None
-    input: msgspec.Raw | None = None
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -61,7 +61,7 @@ def check(route: str, raw: bytes) -> Checked:
         raise BadRequest(
             f"json: cannot unmarshal {kind} into Go value of type openai.{struct}"
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"invalid JSON: {error}") from None
     if body.model is None or body.model == "":
         raise BadRequest("model is required")
@@ -77,8 +77,8 @@ def check(route: str, raw: bytes) -> Checked:
     return Checked(body.model, bool(body.stream), include_usage)
 
 
-def _check_input(value: msgspec.Raw | None, field: str, struct: str) -> None:
-    text = bytes(value).strip() if value is not None else b"null"
+def _check_input(value: msgspec.Raw, field: str, struct: str) -> None:
+    text = bytes(value).strip() or b"null"
     if field == "messages":
         if text == b"null" or text[1:-1].strip() == b"":
             raise BadRequest("[] is too short - 'messages'")
