@@ -1,0 +1,191 @@
+"""Talks to one agent: HTTP/1.1 with JSON over whatever road leads to its UNIX socket.
+
+The road hands in an httpx transport (a UNIX socket here, an SSH channel for other
+machines). A client is cheap: one per connection attempt. Every failure of the road is
+`AgentUnreachable`; every refusal of the agent is a `NodeError` in the agent's own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from olol_tui.errors import NodeError
+from olol_tui.fleet.wire import (
+    PROTOCOL,
+    Engines,
+    Frame,
+    Generation,
+    Hello,
+    Inventory,
+    LogLine,
+    Models,
+    Refusal,
+    Spec,
+)
+
+CALL_TIMEOUT_S = 10.0
+INVENTORY_TIMEOUT_S = 30.0
+"""Looking for engines runs their `--version`; reading a store opens every GGUF header."""
+SILENCE_S = 10.0
+"""A telemetry stream that beats every second and says nothing for so long is dead."""
+
+_T = TypeVar("_T")
+
+
+class AgentUnreachable(NodeError):
+    title = "The agent does not answer"
+
+
+class AgentClient:
+    """One agent over one transport; an async context manager that closes it.
+
+    Raises, from every method:
+        AgentUnreachable: the road is broken or the agent is silent.
+        NodeError: the agent refused, with its reason.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, node: str) -> None:
+        self._node = node
+        self._http = httpx.AsyncClient(
+            transport=transport, base_url="http://agent", timeout=CALL_TIMEOUT_S
+        )
+
+    async def __aenter__(self) -> AgentClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def hello(self, timeout_s: float = CALL_TIMEOUT_S) -> Hello:
+        hello = await self._call("GET", "/v1/hello", Hello, timeout_s=timeout_s)
+        if hello.protocol != PROTOCOL:
+            raise NodeError(
+                f"the agent of {self._node} speaks protocol {hello.protocol}, "
+                f"this program speaks {PROTOCOL}",
+                hint="Use the same version of olol-tui that started the agent.",
+            )
+        return hello
+
+    async def inventory(self) -> Inventory:
+        return await self._call("GET", "/v1/inventory", Inventory, timeout_s=INVENTORY_TIMEOUT_S)
+
+    async def models(
+        self, files: Iterable[dict[str, str]], dirs: Iterable[str], store: str
+    ) -> Models:
+        """What the node can serve: the given files and directories, and its stores."""
+        ask = {"files": list(files), "dirs": list(dirs), "store": store}
+        return await self._call(
+            "POST", "/v1/models", Models, body=ask, timeout_s=INVENTORY_TIMEOUT_S
+        )
+
+    async def engines(self) -> Engines:
+        return await self._call("GET", "/v1/engines", Engines)
+
+    async def put_engines(self, generation: int, specs: Iterable[Spec]) -> int:
+        """Make the whole desired list so; returns the generation the agent then works on."""
+        wanted = {"generation": generation, "engines": [_spec_body(spec) for spec in specs]}
+        reply = await self._call("PUT", "/v1/engines", Generation, body=wanted)
+        return reply.generation
+
+    async def restart(self, engine_id: str) -> None:
+        await self._call("POST", f"/v1/engines/{quote(engine_id, safe='')}/restart", dict)
+
+    async def shutdown(self, *, stop_engines: bool, timeout_s: float = 30.0) -> None:
+        """Ask the agent to end. Returns when it agreed, which is before it is gone."""
+        body = {"engines": "stop" if stop_engines else "keep"}
+        await self._call("POST", "/v1/shutdown", dict, body=body, timeout_s=timeout_s)
+
+    async def telemetry(self, hz: float = 1.0) -> AsyncIterator[Frame]:
+        """Frames, one a beat and one on every change, until the stream ends."""
+        decoder = msgspec.json.Decoder(Frame)
+        path = f"/v1/telemetry/stream?hz={hz:g}"
+        async with self._stream(path, silence_s=max(SILENCE_S, 3 / hz)) as lines:
+            async for line in lines:
+                try:
+                    yield decoder.decode(line)
+                except msgspec.MsgspecError as error:
+                    raise AgentUnreachable(
+                        f"the telemetry of {self._node} cannot be read: {error}"
+                    ) from error
+
+    async def logs(self, engine_id: str, *, tail: int, follow: bool = True) -> AsyncIterator[str]:
+        """The last lines of an engine's log (of the agent's own for ""), then live ones."""
+        path = f"/v1/engines/{quote(engine_id, safe='')}/logs" if engine_id else "/v1/logs"
+        decoder = msgspec.json.Decoder(LogLine)
+        # A quiet log is no dead stream: no silence limit.
+        async with self._stream(
+            f"{path}?tail={tail}&follow={int(follow)}", silence_s=None
+        ) as lines:
+            async for line in lines:
+                yield decoder.decode(line).line
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        reply: type[_T],
+        *,
+        body: Any = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> _T:
+        content = None if body is None else msgspec.json.encode(body)
+        headers = {"content-type": "application/json"} if content is not None else {}
+        try:
+            response = await self._http.request(
+                method, path, content=content, headers=headers, timeout=timeout_s
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise self._refused(response.status_code, response.content)
+        try:
+            return msgspec.json.decode(response.content or b"{}", type=reply)
+        except msgspec.MsgspecError as error:
+            raise NodeError(
+                f"the agent of {self._node} answered {path} with something else: {error}"
+            ) from error
+
+    @asynccontextmanager
+    async def _stream(
+        self, path: str, *, silence_s: float | None
+    ) -> AsyncIterator[AsyncIterator[str]]:
+        timeout = httpx.Timeout(CALL_TIMEOUT_S, read=silence_s)
+        try:
+            async with self._http.stream("GET", path, timeout=timeout) as response:
+                if response.is_error:
+                    raise self._refused(response.status_code, await response.aread())
+                yield response.aiter_lines()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: httpx.HTTPError) -> AgentUnreachable:
+        what = "is silent" if isinstance(error, httpx.TimeoutException) else "does not answer"
+        detail = str(error) or type(error).__name__
+        return AgentUnreachable(f"the agent of {self._node} {what} ({detail})")
+
+    def _refused(self, status: int, content: bytes) -> NodeError:
+        try:
+            problem = msgspec.json.decode(content, type=Refusal).error
+        except msgspec.MsgspecError:
+            text = content.decode(errors="replace").strip()
+            return NodeError(f"the agent of {self._node} answered {status}: {text[:200]}")
+        return NodeError(
+            problem.message or f"the agent of {self._node} answered {status}",
+            hint=problem.hint,
+            title=problem.title or None,
+        )
+
+
+def _spec_body(spec: Spec) -> dict[str, Any]:
+    """Without what is unset: the agent's own defaults hold."""
+    body: dict[str, Any] = msgspec.to_builtins(spec)
+    return body

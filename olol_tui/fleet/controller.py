@@ -1,0 +1,416 @@
+"""Keeps the fleet known and as wished: one Controller for a whole cluster.
+
+Life: entering starts one task that owns everything else (a TaskGroup of node sessions,
+endpoint sessions, operations, the publisher, the writer of wishes); closing cancels it and
+waits. Facts come up from the sessions and are published as one frozen Fleet, once a tick
+and soon after every change. Wishes go down: `submit` and `launch`.
+
+Everything runs on one event loop and no method is to be called from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import olol_tui
+from olol_tui.config import ClusterConfig
+from olol_tui.errors import OlolError, PlacementError
+from olol_tui.fleet import wishes as wishes_store
+from olol_tui.fleet.alerts import AlertBook
+from olol_tui.fleet.commands import (
+    Accepted,
+    AnyCommand,
+    CancelRequest,
+    Move,
+    Place,
+    RestartEngine,
+    SetCordon,
+    SetPin,
+    Unload,
+)
+from olol_tui.fleet.leases import Leases
+from olol_tui.fleet.maintenance import Maintenance
+from olol_tui.fleet.member import Member
+from olol_tui.fleet.members import build_members
+from olol_tui.fleet.operations import OperationBook
+from olol_tui.fleet.pins import PinKeeper
+from olol_tui.fleet.placing import Placer
+from olol_tui.fleet.publisher import Publisher
+from olol_tui.fleet.snapshot import (
+    RUNNERS,
+    Engine,
+    Fleet,
+    GatewayState,
+    Model,
+    Node,
+    Request,
+)
+from olol_tui.fleet.wishes import Wishes
+from olol_tui.models.names import canonical
+from olol_tui.paths import Paths
+
+log = logging.getLogger("olol.fleet")
+
+GatewayView = Callable[[], tuple[tuple[Request, ...], GatewayState]]
+_BUSY_STATES = frozenset({"dispatched", "prefill", "decode"})
+_ENDPOINT_CTX = 4096
+_T = TypeVar("_T")
+
+
+class Controller:
+    """An async context manager.
+
+    Args:
+        clock: the fleet clock, seconds, monotonic.
+        tick_s: time between snapshots when nothing changes; also the beat of telemetry.
+
+    Leaving it keeps agents and engines running, for the next controller to adopt;
+    `close(stop_engines=True)` before that stops them.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        paths: Paths,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        tick_s: float = 1.0,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._wishes_file = paths.state_dir / "wishes.json"
+        self._wishes_changed = asyncio.Event()
+        self._wishes = Wishes(self._wishes_changed.set)
+        self._leases = Leases()
+        self._alerts = AlertBook()
+        self._publisher = Publisher(self._snapshot, tick_s=tick_s)
+        self._book = OperationBook(clock, self._publisher.poke)
+        self._members: dict[str, Member] = build_members(
+            config,
+            paths,
+            wishes=self._wishes,
+            clock=clock,
+            changed=self._node_changed,
+            expires_at=lambda engine_id: self._leases.expires_at(engine_id, clock()),
+            beat_s=tick_s,
+        )
+        self._nodes: tuple[Node, ...] | None = None
+        self._maintained_s = 0.0
+        self._tick_s = tick_s
+        self._measured: dict[tuple[str, str, int], int] = {}
+        self._placer = Placer(self)
+        self._pins = PinKeeper(self, self._placer)
+        self._maintenance = Maintenance(self)
+        self._gateway_view: GatewayView = lambda: ((), GatewayState())
+        self._cancel_request: Callable[[str], bool] = lambda _id: False
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._fleet_seq = 0
+
+    async def __aenter__(self) -> Controller:
+        await asyncio.to_thread(self._wishes.load, self._wishes_file)
+        for name in self._members:
+            for launch in self._wishes.launches_on(name):
+                self._leases.hold(launch.engine_id, launch.keep_alive_s)
+        self._publisher.publish()
+        started = asyncio.Event()
+        self._task = asyncio.create_task(self._run(started), name="fleet controller")
+        await started.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, *, stop_engines: bool = False) -> None:
+        """End all tasks; a second call does nothing.
+
+        Args:
+            stop_engines: stop engines and agents too, where they are ours.
+        """
+        if self._task is None:
+            return
+        task, self._task = self._task, None
+        self._stop.set()
+        try:
+            await task
+        finally:
+            self._publisher.close()
+        if stop_engines:
+            await asyncio.gather(*(self._shut_down(member) for member in self._members.values()))
+
+    # -- reading
+
+    @property
+    def fleet(self) -> Fleet:
+        """The latest snapshot."""
+        return self._publisher.fleet
+
+    def changes(self) -> AsyncIterator[Fleet]:
+        """The present snapshot, then every new one; slow readers skip to the latest.
+
+        Ends when the controller closes.
+        """
+        return self._publisher.changes()
+
+    def on_change(self, callback: Callable[[Fleet], None]) -> Callable[[], None]:
+        """Call back with every new snapshot, on the loop; returns the unsubscription."""
+        return self._publisher.on_change(callback)
+
+    def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:
+        """Log lines of an engine ("": of the agent), the last `tail` first, then live.
+
+        Raises:
+            PlacementError: no such node.
+            NodeError: (while iterating) the node cannot tell.
+        """
+        return self.member(node).logs(engine, tail)
+
+    # -- the gateway's side
+
+    def attach_gateway(self, view: GatewayView, cancel: Callable[[str], bool]) -> None:
+        """Take requests and gateway figures of each snapshot from `view`."""
+        self._gateway_view = view
+        self._cancel_request = cancel
+        self.poke()
+
+    def poke(self) -> None:
+        """Publish soon: the gateway's part changed."""
+        self._publisher.poke()
+
+    def kick(self, engine_id: str) -> None:
+        """Refresh what this engine has loaded, now."""
+        engine = self.engine(engine_id)
+        if engine is None or engine.kind in RUNNERS or not engine.address:
+            return
+        self._maintenance.refresh_soon(engine)
+
+    def touch(self, engine_id: str, model: str, keep_alive_s: float | None) -> None:
+        """A request for a runner's model ended: its expiry counts from now."""
+        self._leases.touch(engine_id, keep_alive_s, self._clock())
+        if keep_alive_s == 0:
+            self._maintained_s = 0.0
+            self.poke()
+
+    def launch(
+        self,
+        model: str,
+        node: str,
+        device_uuid: str,
+        *,
+        num_ctx: int | None = None,
+        keep_alive_s: float | None = None,
+    ) -> str:
+        """Ask that a runner for this library model exists; returns the id it has or will have.
+
+        Raises:
+            ModelNotFound, PlacementError, NodeError: it cannot be.
+        """
+        return self._placer.launch(
+            model, node, device_uuid, num_ctx=num_ctx, keep_alive_s=keep_alive_s
+        )
+
+    # -- the operator's side
+
+    async def submit(self, command: AnyCommand) -> Accepted:
+        """Take a command; its progress is an Operation of the Fleet.
+
+        Raises:
+            OlolError: refused at once, with the reason.
+        """
+        log.info("command", extra={"submitted": repr(command)})
+        match command:
+            case Place():
+                operation = self._placer.place(command)
+            case Unload():
+                operation = self._placer.unload(command)
+            case Move():
+                operation = self._placer.move(command)
+            case SetPin():
+                operation = self._placer.set_pin(command)
+            case CancelRequest():
+                operation = self._cancel(command.request)
+            case RestartEngine():
+                operation = self._maintenance.restart(command.engine)
+            case SetCordon():
+                operation = self._cordon(command.node, command.cordoned)
+        # Whoever submitted looks for its operation next.
+        self._publisher.publish(is_tick=False)
+        return Accepted(operation)
+
+    def _cancel(self, request: str) -> str:
+        if not self._cancel_request(request):
+            raise OlolError(
+                f"there is no live request {request}",
+                title="The request cannot be cancelled",
+                hint="It may have ended just now.",
+            )
+        return self._book.note(f"cancel {request}", "cancelled")
+
+    def _cordon(self, node: str, cordoned: bool) -> str:
+        member = self.member(node)
+        self._wishes.set_cordon(node, cordoned)
+        member.replan()
+        word = "cordon" if cordoned else "uncordon"
+        takes = "takes no new work" if cordoned else "takes work again"
+        return self._book.note(f"{word} {node}", f"{node} {takes}")
+
+    # -- Desk: what the parts that carry out commands need
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        if self._nodes is None:
+            now_s = self._clock()
+            self._nodes = tuple(member.view(now_s) for member in self._members.values())
+            self._learn_sizes(self._nodes)
+        return self._nodes
+
+    @property
+    def wishes(self) -> Wishes:
+        return self._wishes
+
+    @property
+    def leases(self) -> Leases:
+        return self._leases
+
+    @property
+    def book(self) -> OperationBook:
+        return self._book
+
+    def now_s(self) -> float:
+        return self._clock()
+
+    def member(self, node: str) -> Member:
+        try:
+            return self._members[node]
+        except KeyError:
+            raise PlacementError(
+                f"there is no node {node}", hint=f"Nodes: {', '.join(self._members)}"
+            ) from None
+
+    def engine(self, engine_id: str) -> Engine | None:
+        return next((e for node in self.nodes for e in node.engines if e.id == engine_id), None)
+
+    def busy(self, engine_id: str) -> frozenset[str]:
+        requests, _ = self._gateway_view()
+        return frozenset(
+            canonical(request.model)
+            for request in requests
+            if request.engine == engine_id and request.state in _BUSY_STATES
+        )
+
+    def default_ctx(self, node: str) -> int:
+        config = self._config.nodes.get(node)
+        return config.num_ctx if config is not None else _ENDPOINT_CTX
+
+    def measured_bytes(self, model: Model, num_ctx: int) -> int | None:
+        return self._measured.get((canonical(model.name), model.digest, num_ctx))
+
+    async def until(self, check: Callable[[], _T | None], timeout_s: float) -> _T:
+        return await self._publisher.until(check, timeout_s)
+
+    # -- inside
+
+    async def _run(self, started: asyncio.Event) -> None:
+        """Owns every task of the controller; ends when `_stop` is set."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._book.open(tasks)
+                self._maintenance.open(tasks)
+                children = [
+                    tasks.create_task(member.run(), name=f"member {name}")
+                    for name, member in self._members.items()
+                ]
+                children.append(tasks.create_task(self._publisher.run(), name="publisher"))
+                children.append(tasks.create_task(self._keep_wishes(), name="wishes"))
+                started.set()
+                await self._stop.wait()
+                raise _Closing
+        except* _Closing:
+            pass
+        finally:
+            started.set()
+            await asyncio.shield(asyncio.to_thread(self._store_wishes))
+
+    async def _keep_wishes(self) -> None:
+        """Write pins and launches after each change, off the loop: it waits for the disk."""
+        while True:
+            await self._wishes_changed.wait()
+            await asyncio.to_thread(self._store_wishes)
+
+    def _store_wishes(self) -> None:
+        if not self._wishes_changed.is_set():
+            return
+        self._wishes_changed.clear()
+        try:
+            wishes_store.store(self._wishes_file, self._wishes.encode())
+        except OSError as error:
+            log.error("pins and launches cannot be kept in %s: %s", self._wishes_file, error)
+
+    async def _shut_down(self, member: Member) -> None:
+        try:
+            await member.shutdown()
+        except OlolError as error:
+            log.warning("%s: %s", member.name, error)
+
+    def _node_changed(self) -> None:
+        self._nodes = None
+        self._publisher.poke()
+
+    def _learn_sizes(self, nodes: tuple[Node, ...]) -> None:
+        for node in nodes:
+            for engine in node.engines:
+                for one in engine.loaded:
+                    if one.size_bytes and one.context_length:
+                        key = (canonical(one.name), one.digest, one.context_length)
+                        self._measured[key] = one.size_bytes
+
+    def _maintain(self, now_s: float) -> None:
+        """What is due once a tick: expiries and pins."""
+        for engine_id in self._leases.expired(
+            (engine for node in self.nodes for engine in node.engines),
+            is_busy=lambda engine_id: bool(self.busy(engine_id)),
+            is_pinned=lambda engine: any(one.pinned for one in engine.loaded),
+            now_s=now_s,
+        ):
+            log.info("%s was idle for its keep-alive: stopping it", engine_id)
+            self._placer.runners.withdraw(engine_id)
+        self._pins.check(now_s)
+
+    def _snapshot(self, is_tick: bool) -> Fleet:
+        """Build the next Fleet. Ages grow, so a tick looks at every member anew."""
+        now_s = self._clock()
+        if is_tick:
+            self._nodes = None
+        if self._tasks_open and now_s - self._maintained_s >= self._tick_s * 0.9:
+            self._maintained_s = now_s
+            self._maintain(now_s)
+        requests, gateway = self._gateway_view()
+        nodes = self.nodes
+        self._fleet_seq += 1
+        return Fleet(
+            seq=self._fleet_seq,
+            now_s=now_s,
+            wall=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            name=self._config.name,
+            version=olol_tui.__version__,
+            nodes=nodes,
+            requests=requests,
+            gateway=gateway,
+            pins=self._wishes.pins,
+            operations=self._book.view(now_s),
+            alerts=self._alerts.update(nodes, now_s),
+        )
+
+    @property
+    def _tasks_open(self) -> bool:
+        return self._task is not None and not self._stop.is_set()
+
+
+class _Closing(Exception):
+    """Ends the TaskGroup from within: cancels what still runs."""

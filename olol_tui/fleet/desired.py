@@ -1,0 +1,217 @@
+"""Which engines a node should run: configuration + what the node has + what was launched.
+
+Pure. The result is the whole list for the agent, the kind of runner the node can launch,
+and a sentence when the node can compute nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from olol_tui.config import NodeConfig
+from olol_tui.fleet.snapshot import RUNNERS, Device, EngineKind, Model
+from olol_tui.fleet.wire import Inventory, RunnerModel, Spec
+from olol_tui.fleet.wishes import Launch
+from olol_tui.models.names import canonical
+
+_LABELS: dict[str, str] = {
+    "ollama": "Ollama",
+    "llama-server": "llama-server",
+    "embedded": "The embedded engine",
+    "simulated": "The simulated engine",
+}
+_HOW_TO_GET: dict[str, str] = {
+    "ollama": "install it (https://ollama.com/download), or give its path as `binary`",
+    "llama-server": "build or download llama.cpp and give the path of llama-server as `binary`",
+    "embedded": "pip install 'olol-tui[embedded]'",
+    "simulated": 'the agent was not started with simulated devices: give `engine = "simulated"`',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one node should run, and why."""
+
+    specs: tuple[Spec, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """One for each spec."""
+    runner: EngineKind | None = None
+    """A kind in RUNNERS when the node launches one process a model."""
+    error: str = ""
+    """Why the node cannot compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    kind: EngineKind | None
+    reason: str
+
+
+def choose_kind(config: NodeConfig, inventory: Inventory) -> Choice:
+    """The engine kind of a node; no kind with a sentence that says how to get one."""
+    has = {kind for kind, found in inventory.engines.items() if found is not None}
+    if config.engine != "auto":
+        if config.engine in has or (config.binary and config.engine in ("ollama", "llama-server")):
+            return Choice(config.engine, f'engine = "{config.engine}"')
+        how = _HOW_TO_GET[config.engine]
+        return Choice(None, f"{_LABELS[config.engine]} was not found: {how}")
+    if "ollama" in has or config.binary:
+        return Choice("ollama", "Ollama is installed")
+    if "embedded" in has:
+        return Choice("embedded", "no Ollama, but the embedded engine is installed")
+    other = '; or set engine = "llama-server", which is installed' if "llama-server" in has else ""
+    return Choice(
+        None,
+        f"No engine was found: {_HOW_TO_GET['embedded']}, or install Ollama "
+        f"(https://ollama.com/download){other}",
+    )
+
+
+def plan(
+    node: str, config: NodeConfig, inventory: Inventory, launches: Iterable[Launch] = ()
+) -> Plan:
+    """The desired engines of a node.
+
+    Args:
+        launches: the runners asked for on this node. Those whose device is gone or whose
+            kind the node no longer has are left out: the agent would refuse the whole list.
+    """
+    choice = choose_kind(config, inventory)
+    if choice.kind is None:
+        return Plan(error=choice.reason)
+    if not inventory.devices:
+        return Plan(error="The agent found no device to compute on")
+    if choice.kind in RUNNERS:
+        by_uuid = {device.uuid: device for device in inventory.devices}
+        wanted = [
+            launch for launch in launches if launch.kind == choice.kind and launch.device in by_uuid
+        ]
+        return Plan(
+            specs=tuple(_runner_spec(config, launch) for launch in wanted),
+            reasons=tuple(
+                f"{launch.model} was asked for on {by_uuid[launch.device].label}"
+                for launch in wanted
+            ),
+            runner=choice.kind,
+        )
+    groups = _device_groups(config, inventory.devices)
+    return Plan(
+        specs=tuple(
+            _base_spec(node, config, choice.kind, label, devices, is_first=index == 0)
+            for index, (label, devices) in enumerate(groups)
+        ),
+        reasons=tuple(f"{choice.reason}; {_grouping(config, label)}" for label, _ in groups),
+    )
+
+
+def engine_for(
+    node: str, kind: EngineKind, device: Device, model: str, taken: Iterable[Launch] = ()
+) -> str:
+    """The id a runner has: `local/embedded-cpu-smollm2-135m`.
+
+    A checksum is added when another model's launch already has that id.
+    """
+    slug = re.sub(r"[^a-z0-9.]+", "-", canonical(model)).strip("-")
+    engine_id = f"{node}/{kind}-{device.label}-{slug}"
+    if any(
+        launch.engine_id == engine_id and canonical(launch.model) != canonical(model)
+        for launch in taken
+    ):
+        return f"{engine_id}-{zlib.crc32(canonical(model).encode()):08x}"
+    return engine_id
+
+
+def library_request(
+    node: str, config: NodeConfig, files: Iterable[tuple[str, str, str]], user_dir: str
+) -> tuple[list[dict[str, str]], list[str], str]:
+    """The arguments of the agent's `models` call: files, directories, Ollama store.
+
+    Args:
+        files: (name, path, chat template) of the configured models.
+        user_dir: where the user of this machine drops GGUF files; "" for other machines.
+    """
+    named = [
+        {"name": name, "path": path, "chat_template": template} for name, path, template in files
+    ]
+    dirs = [user_dir] if user_dir else []
+    runs_files = config.engine in RUNNERS
+    if config.models_dir and runs_files:
+        dirs.append(config.models_dir)
+    return named, dirs, "" if runs_files else config.models_dir
+
+
+def usable(library: Iterable[Model], chosen: Plan) -> tuple[Model, ...]:
+    """What the node's engines can load of what it holds.
+
+    A runner needs a file; an Ollama needs an entry of its store, which has a manifest and so
+    a name that the store knows: loose files have a path and no place in it.
+    """
+    if chosen.runner is not None:
+        return tuple(model for model in library if model.path)
+    return tuple(library)
+
+
+def _device_groups(
+    config: NodeConfig, devices: tuple[Device, ...]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """A device in error keeps its engine: a sensor that hangs is no reason to stop work."""
+    if config.gpus == "shared" and len(devices) > 1:
+        return [("shared", tuple(device.uuid for device in devices))]
+    return [(device.label, (device.uuid,)) for device in devices]
+
+
+def _grouping(config: NodeConfig, label: str) -> str:
+    return "one engine over all GPUs" if label == "shared" else f"one engine for {label}"
+
+
+def _base_spec(
+    node: str,
+    config: NodeConfig,
+    kind: EngineKind,
+    label: str,
+    devices: tuple[str, ...],
+    *,
+    is_first: bool,
+) -> Spec:
+    simulation: dict[str, float | int] = {}
+    slots = config.slots
+    if kind == "simulated" and config.simulated is not None:
+        simulated = config.simulated
+        slots = slots or simulated.slots
+        simulation = {
+            key: value
+            for key, value in (
+                ("num_ctx", config.num_ctx),
+                ("load_bytes_s", simulated.load_bytes_s),
+                ("prefill_tps", simulated.prefill_tps),
+                ("decode_tps", simulated.decode_tps),
+            )
+            if value is not None
+        }
+    return Spec(
+        id=f"{node}/{kind}-{label}",
+        kind=kind,
+        devices=devices,
+        slots=slots,
+        num_ctx=config.num_ctx,
+        binary=config.binary,
+        models_dir=config.models_dir,
+        # One prunes the store they share; several would delete each other's downloads.
+        prune=kind == "ollama" and is_first,
+        simulated=simulation,
+    )
+
+
+def _runner_spec(config: NodeConfig, launch: Launch) -> Spec:
+    return Spec(
+        id=launch.engine_id,
+        kind=launch.kind,
+        devices=(launch.device,),
+        slots=config.slots,
+        num_ctx=launch.num_ctx or config.num_ctx,
+        binary=config.binary,
+        model=RunnerModel(name=launch.model, path=launch.path, chat_template=launch.chat_template),
+    )

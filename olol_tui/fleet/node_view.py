@@ -1,0 +1,192 @@
+"""From what a session knows to the snapshot's Node. No I/O, no clock of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
+
+from olol_tui.fleet import desired
+from olol_tui.fleet.overlay import Overlay
+from olol_tui.fleet.snapshot import (
+    RUNNERS,
+    STALE_AFTER_BEATS,
+    Engine,
+    Loaded,
+    Loading,
+    Model,
+    Node,
+    NodeState,
+)
+from olol_tui.fleet.wire import Frame, Hello, Inventory, Spec, Status
+from olol_tui.fleet.wishes import Wishes
+
+
+@dataclass(slots=True)
+class NodeFacts:
+    """What is known of a node. Only its session writes it; nothing is erased by a lost link."""
+
+    name: str
+    kind: Literal["local", "ssh"]
+    pool: str
+    beat_s: float
+    state: NodeState = "connecting"
+    link_error: str = ""
+    steer_error: str = ""
+    """Why the agent refused the desired engines."""
+    hello: Hello | None = None
+    inventory: Inventory | None = None
+    models: tuple[Model, ...] = ()
+    model_errors: tuple[str, ...] = ()
+    plan: desired.Plan = field(default_factory=desired.Plan)
+    frame: Frame | None = None
+    frame_at_s: float = 0.0
+    refused: dict[str, tuple[Spec, str, float]] = field(default_factory=dict)
+    """Launches that the agent refused: spec, reason, shown until (fleet clock)."""
+
+
+def build_node(
+    facts: NodeFacts,
+    now_s: float,
+    *,
+    clock_offset_s: float,
+    wishes: Wishes,
+    overlay: Overlay,
+    expires_at: Callable[[str], str],
+) -> Node:
+    """The node as readers see it.
+
+    Args:
+        expires_at: when a runner's model goes (RFC 3339), "" for never.
+    """
+    frame = facts.frame
+    inventory = facts.inventory
+    devices = frame.devices if frame is not None else inventory.devices if inventory else ()
+    cordoned = wishes.is_cordoned(facts.name)
+    statuses = frame.engines if frame is not None else ()
+    engines = [_engine(status, facts.name, cordoned, clock_offset_s) for status in statuses]
+    engines += _expected(facts, {engine.id for engine in engines}, cordoned, now_s)
+    finished = [
+        _with_wishes(overlay.apply(engine, now_s), wishes, expires_at) for engine in engines
+    ]
+    index = {device.uuid: device.index for device in devices}
+    finished.sort(key=lambda e: (min((index.get(d, 0) for d in e.devices), default=0), e.id))
+    age_s = max(0.0, now_s - facts.frame_at_s) if frame is not None else 0.0
+    if frame is not None:
+        foreign = frame.foreign
+    else:
+        foreign = tuple(one.url for one in inventory.foreign) if inventory else ()
+    return Node(
+        name=facts.name,
+        state=facts.state,
+        kind=facts.kind,
+        devices=devices,
+        engines=tuple(finished),
+        library=desired.usable(facts.models, facts.plan),
+        runner=cast(Literal["", "llama-server", "embedded"], facts.plan.runner or ""),
+        foreign=foreign,
+        agent_version=facts.hello.version if facts.hello else "",
+        age_s=age_s,
+        stale=frame is not None and age_s > STALE_AFTER_BEATS * facts.beat_s,
+        cpu_percent=frame.cpu_percent if frame else None,
+        memory_bytes=_memory_bytes(facts),
+        memory_used_bytes=frame.memory_used_bytes if frame else None,
+        cordoned=cordoned,
+        pool=facts.pool,
+        error=_error(facts),
+    )
+
+
+def _memory_bytes(facts: NodeFacts) -> int | None:
+    if facts.frame is not None and facts.frame.memory_bytes is not None:
+        return facts.frame.memory_bytes
+    return facts.inventory.memory_bytes if facts.inventory is not None else None
+
+
+def _error(facts: NodeFacts) -> str:
+    """The most useful sentence: without a link nothing else matters."""
+    inventory_errors = facts.inventory.errors if facts.inventory else ()
+    return (
+        facts.link_error
+        or facts.plan.error
+        or facts.steer_error
+        or "; ".join(inventory_errors)
+        or "; ".join(facts.model_errors)
+    )
+
+
+def _engine(status: Status, node: str, cordoned: bool, offset_s: float) -> Engine:
+    return Engine(
+        id=status.id,
+        node=node,
+        kind=status.kind,
+        state=status.state,
+        devices=status.devices,
+        address=status.address,
+        pid=status.pid,
+        version=status.version,
+        slots=status.slots,
+        model=status.model,
+        loaded=status.loaded,
+        loading=status.loading_at(offset_s),
+        restarts=status.restarts,
+        since_s=status.since_mono + offset_s,
+        retry_in_s=status.retry_in_s,
+        error=status.error,
+        log_tail=status.log_tail,
+        cordoned=cordoned,
+    )
+
+
+def _expected(facts: NodeFacts, reported: set[str], cordoned: bool, now_s: float) -> list[Engine]:
+    """Engines that are desired and not reported yet, and launches that were refused."""
+    engines = [
+        Engine(
+            id=spec.id,
+            node=facts.name,
+            kind=spec.kind,
+            state="starting",
+            devices=spec.devices,
+            slots=spec.slots or 1,
+            model=spec.model.name if spec.model else "",
+            loading=(Loading(spec.model.name, started_s=now_s),) if spec.model else (),
+            since_s=now_s,
+            cordoned=cordoned,
+        )
+        for spec in facts.plan.specs
+        if spec.id not in reported
+    ]
+    planned = {spec.id for spec in facts.plan.specs}
+    for engine_id, (spec, reason, until_s) in list(facts.refused.items()):
+        if until_s <= now_s or engine_id in planned or engine_id in reported:
+            del facts.refused[engine_id]
+            continue
+        engines.append(
+            Engine(
+                id=engine_id,
+                node=facts.name,
+                kind=spec.kind,
+                state="failed",
+                devices=spec.devices,
+                model=spec.model.name if spec.model else "",
+                since_s=until_s,
+                error=reason,
+                cordoned=cordoned,
+            )
+        )
+    return engines
+
+
+def _with_wishes(engine: Engine, wishes: Wishes, expires_at: Callable[[str], str]) -> Engine:
+    """Marks pinned models, and when a runner's model will go."""
+    if not engine.loaded:
+        return engine
+    marked: list[Loaded] = []
+    for loaded in engine.loaded:
+        pinned = wishes.is_pinned(loaded.name, engine.node, engine.devices)
+        expiry = expires_at(engine.id) if engine.kind in RUNNERS else loaded.expires_at
+        if pinned == loaded.pinned and expiry == loaded.expires_at:
+            marked.append(loaded)
+        else:
+            marked.append(replace(loaded, pinned=pinned, expires_at=expiry))
+    return replace(engine, loaded=tuple(marked))

@@ -1,0 +1,152 @@
+"""What the operator and the gateway asked to exist, kept over restarts of the controller.
+
+Pins, launched runners and cordons: the part of the desired state that no configuration
+says. One small JSON file, written whole. Pure but for `load` and `store`; the controller
+decides when to call `store`, away from its event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from olol_tui.files import write_atomic
+from olol_tui.fleet.snapshot import EngineKind, Pin
+from olol_tui.models.names import canonical, same
+
+log = logging.getLogger("olol.fleet.wishes")
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """A runner that should exist for one model."""
+
+    engine_id: str
+    node: str
+    kind: EngineKind
+    device: str
+    """UUID."""
+    model: str
+    path: str
+    chat_template: str = ""
+    num_ctx: int | None = None
+    keep_alive_s: float = 300.0
+    """Idle time after which it goes; negative: never."""
+
+
+class _File(msgspec.Struct, frozen=True):
+    version: int = 1
+    pins: tuple[Pin, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    cordoned: tuple[str, ...] = ()
+
+
+class Wishes:
+    """Pins, launches and cordoned nodes. `changed` is called after every change."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._pins: dict[tuple[str, str, str], Pin] = {}
+        self._launches: dict[str, Launch] = {}
+        self._cordoned: set[str] = set()
+        self._changed = changed
+
+    @property
+    def pins(self) -> tuple[Pin, ...]:
+        return tuple(self._pins.values())
+
+    def is_pinned(self, model: str, node: str, devices: Iterable[str]) -> bool:
+        name = canonical(model)
+        return any((node, device, name) in self._pins for device in devices)
+
+    def pins_on(self, node: str, devices: Iterable[str]) -> tuple[Pin, ...]:
+        wanted = set(devices)
+        return tuple(p for p in self._pins.values() if p.node == node and p.device in wanted)
+
+    def pin(self, model: str, node: str, device: str) -> None:
+        name = canonical(model)
+        self._pins[node, device, name] = Pin(model=name, node=node, device=device)
+        self._changed()
+
+    def unpin(self, model: str, node: str, devices: Iterable[str]) -> bool:
+        """True if there was such a pin."""
+        name = canonical(model)
+        gone = [self._pins.pop((node, device, name), None) for device in devices]
+        if not any(gone):
+            return False
+        self._changed()
+        return True
+
+    def launches_on(self, node: str) -> tuple[Launch, ...]:
+        return tuple(launch for launch in self._launches.values() if launch.node == node)
+
+    def launch_of(self, engine_id: str) -> Launch | None:
+        return self._launches.get(engine_id)
+
+    def find_launch(self, model: str, node: str, device: str) -> Launch | None:
+        return next(
+            (
+                launch
+                for launch in self._launches.values()
+                if launch.node == node and launch.device == device and same(launch.model, model)
+            ),
+            None,
+        )
+
+    def add_launch(self, launch: Launch) -> None:
+        if self._launches.get(launch.engine_id) != launch:
+            self._launches[launch.engine_id] = launch
+            self._changed()
+
+    def drop_launch(self, engine_id: str) -> Launch | None:
+        launch = self._launches.pop(engine_id, None)
+        if launch is not None:
+            self._changed()
+        return launch
+
+    def is_cordoned(self, node: str) -> bool:
+        return node in self._cordoned
+
+    def set_cordon(self, node: str, cordoned: bool) -> None:
+        if cordoned != (node in self._cordoned):
+            self._cordoned.symmetric_difference_update({node})
+            self._changed()
+
+    def encode(self) -> bytes:
+        return msgspec.json.format(
+            msgspec.json.encode(
+                _File(
+                    pins=self.pins,
+                    launches=tuple(self._launches.values()),
+                    cordoned=tuple(sorted(self._cordoned)),
+                )
+            )
+        )
+
+    def load(self, path: Path) -> None:
+        """Take over what an earlier run kept.
+
+        A file that cannot be read is put aside and said in the log: pins are worth less than
+        a gateway that starts.
+        """
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=_File)
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            aside = path.with_suffix(".broken")
+            log.error("pins and launches cannot be read, kept as %s: %s", aside, error)
+            try:
+                path.replace(aside)
+            except OSError as problem:
+                log.error("%s cannot be put aside: %s", path, problem)
+            return
+        self._pins = {(p.node, p.device, canonical(p.model)): p for p in kept.pins}
+        self._launches = {launch.engine_id: launch for launch in kept.launches}
+        self._cordoned = set(kept.cordoned)
+
+
+def store(path: Path, content: bytes) -> None:
+    """Write what `Wishes.encode` gave. Blocks for an fsync."""
+    write_atomic(path, content)
