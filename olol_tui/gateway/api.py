@@ -224,7 +224,7 @@ class _Relay:
         self._status = status
         self._content_type = content_type or http.JSON
 
-    def up_data(self, data: bytes) -> None:
+    def up_data(self, data: bytes, final: bool) -> None:
         self._parts.append(data)
 
     def up_end(self) -> None:

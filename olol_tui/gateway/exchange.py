@@ -141,7 +141,7 @@ class Exchange:
         self._touched_s = self._gateway.now()
         self._streaming = status == 200 and content_type.startswith(_STREAMS)
 
-    def up_data(self, data: bytes) -> None:
+    def up_data(self, data: bytes, final: bool) -> None:
         now = self._touched_s = self._gateway.now()
         record = self.record
         if not self._streaming:
@@ -164,14 +164,14 @@ class Exchange:
             if not translation.stream:
                 self._parts.append(out)
                 return
-            self._relay(out, NDJSON)
+            self._relay(out, NDJSON, final)
             return
         # A token a line: close enough until the engine's own count comes with the last one.
         record.tokens += data.count(b"\n") if self._content_type[0] == 97 else data.count(b"data:")
         tail = self._tail + data if self._tail else data
         cut = tail.rfind(b"\n", 0, len(tail.rstrip(b"\r\n"))) + 1
         self._tail = tail[cut:] if cut else tail
-        self._relay(data, self._content_type)
+        self._relay(data, self._content_type, final)
 
     def _engine_said_no(self, translation: Translation, out: bytes) -> None:
         """The engine reported an error inside its reply."""
@@ -189,13 +189,13 @@ class Exchange:
         self.connection = None
         connection.break_off(out)
 
-    def _relay(self, data: bytes, content_type: bytes) -> None:
+    def _relay(self, data: bytes, content_type: bytes, final: bool) -> None:
         connection = self.connection
         if connection is None or not data:
             return
         if not connection.started:
             connection.begin(200, content_type, self._marks())
-        connection.send(data)
+        connection.send(data, hold=final)
 
     def up_end(self) -> None:
         self._call = None
@@ -244,7 +244,7 @@ class Exchange:
         connection = self.connection
         if connection is not None:
             if translation.stream:
-                self._relay(out, NDJSON)
+                self._relay(out, NDJSON, True)
                 connection.end()
             else:
                 out = b"".join(self._parts) + out

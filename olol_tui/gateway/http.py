@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import parse_qs, unquote
 
 import httptools
@@ -120,8 +120,8 @@ class HttpConnection(asyncio.Protocol):
     # -- transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports have the methods but not the base class.
+        self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) and peer else "local"
         if not self._app.opened(self):
@@ -287,23 +287,25 @@ class HttpConnection(asyncio.Protocol):
             framing,
         )
 
-    def send(self, data: bytes) -> None:
-        """One piece of the body of a reply that was begun."""
+    def send(self, data: bytes, *, hold: bool = False) -> None:
+        """One piece of the body of a reply that was begun.
+
+        Args:
+            hold: more follows at once: let it leave together with that.
+        """
         if not data:
             return
         self.started = True
-        head, self._head = self._head, b""
+        head = self._head
         if self._chunked:
-            self._write(b"%s%x\r\n%s\r\n" % (head, len(data), data))
+            data = b"%s%x\r\n%s\r\n" % (head, len(data), data)
+        elif head:
+            data = head + data
+        if hold:
+            self._head = data
         else:
-            self._write(head + data)
-
-    def flush_head(self) -> None:
-        """Send the head now: the first piece of the body may take long."""
-        if self._head:
-            self.started = True
-            head, self._head = self._head, b""
-            self._write(head)
+            self._head = b""
+            self._write(data)
 
     def end(self) -> None:
         """The reply is complete."""

@@ -43,7 +43,7 @@ class _EngineLoad:
     def up_head(self, status: int, content_type: bytes) -> None:
         self._status = status
 
-    def up_data(self, data: bytes) -> None:
+    def up_data(self, data: bytes, final: bool) -> None:
         self._parts.append(data)
 
     def up_end(self) -> None:

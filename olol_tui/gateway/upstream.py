@@ -10,7 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -24,7 +24,9 @@ class Receiver(Protocol):
 
     def up_head(self, status: int, content_type: bytes) -> None: ...
 
-    def up_data(self, data: bytes) -> None: ...
+    def up_data(self, data: bytes, final: bool) -> None:
+        """A piece of the body; `final`: nothing follows but `up_end`, at once."""
+        ...
 
     def up_end(self) -> None: ...
 
@@ -52,7 +54,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One socket to an engine, one call at a time."""
 
     __slots__ = (
-        "_complete", "_content_type", "_head_ready", "_parser", "_parts", "_pool", "address",
+        "_complete", "_content_type", "_head_ready", "_keep_alive", "_parser", "_parts", "_pool", "address",
         "answered", "calls", "receiver", "transport",
     )  # fmt: skip
 
@@ -63,11 +65,12 @@ class UpstreamConnection(asyncio.Protocol):
         self.receiver: Receiver | None = None
         self.calls = 0
         self.answered = False
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
+        self._keep_alive = False
         self._content_type = b""
         self._head_ready = False
         self._complete = False
@@ -80,8 +83,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.write(payload)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports have the methods but not the base class.
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         receiver = self.receiver
@@ -101,11 +104,11 @@ class UpstreamConnection(asyncio.Protocol):
         # The receiver may have let go of us in a callback: look again before each one.
         if self._parts and self.receiver is receiver:
             parts, self._parts = self._parts, []
-            receiver.up_data(parts[0] if len(parts) == 1 else b"".join(parts))
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            receiver.up_data(body, self._complete)
         if self._complete and self.receiver is receiver:
-            keep = self._parser.should_keep_alive()
             self.receiver = None
-            if keep:
+            if self._keep_alive:
                 self._reset()
                 self._pool.release(self)
             else:
@@ -117,7 +120,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._content_type = value
 
     def on_headers_complete(self) -> None:
-        self._head_ready = self._parser.get_status_code() != 100
+        parser = self._parser
+        self._head_ready = parser.get_status_code() != 100
+        # Asked now: once the message is complete the parser has forgotten how it was framed.
+        self._keep_alive = parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         self._parts.append(data)
