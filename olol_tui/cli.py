@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--once", action="store_true", help="print one snapshot and end")
     parser.add_argument("--json", action="store_true", help="with --once: as JSON")
     _console_options(parser)
-    parser.set_defaults(run=_run_main, read_only=False, no_mouse=False, theme="")
+    parser.set_defaults(run=_run_main, read_only=False, no_mouse=False, theme=None)
 
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("--state-dir", type=Path, metavar="DIR", help="as of olol-tui")
@@ -288,7 +288,10 @@ def _options(args: argparse.Namespace, paths: Paths) -> ConsoleOptions:
     from olol_tui.console.app import ConsoleOptions
 
     return ConsoleOptions(
-        read_only=args.read_only, mouse=not args.no_mouse, theme=args.theme, paths=paths
+        read_only=args.read_only,
+        mouse=not args.no_mouse,
+        theme=args.theme,
+        user_themes=paths.user_themes,
     )
 
 

@@ -28,7 +28,7 @@ from olol_tui.fleet.local import LocalRoad
 from olol_tui.fleet.snapshot import Device, Fleet
 from olol_tui.fleet.wire import Installed, Inventory, Models
 from olol_tui.paths import Paths
-from olol_tui.portowner import listener_on
+from olol_tui.ports import listener_on
 from olol_tui.remote import RemoteLink
 from olol_tui.units import format_size
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from olol_tui.errors import LinkError, OlolError
 from olol_tui.jsonlog import logging_to
 from olol_tui.paths import Paths
-from olol_tui.portowner import command_of
+from olol_tui.ports import command_of
 from olol_tui.remote import RemoteLink, find_running
 
 if TYPE_CHECKING:

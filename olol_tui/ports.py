@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from olol_tui.errors import PortTaken
+
 _LISTEN = "0A"
 
 
@@ -29,10 +31,14 @@ class Holder:
         return f"a process of user {owner}"
 
 
-def owner_of(port: int, host: str = "0.0.0.0") -> str:
-    """Who listens on the port, in words; empty when nobody is seen to."""
+def port_taken(host: str, port: int) -> PortTaken:
+    """The error for an address that could not be bound, naming who has it."""
     holder = listener_on(host, port)
-    return str(holder) if holder else ""
+    by = f"by {holder}" if holder else "by a process that cannot be seen from here"
+    return PortTaken(
+        f"{host}:{port} is in use {by}",
+        hint="Stop it, or choose another port: --port N (0 for any free one)",
+    )
 
 
 def listener_on(host: str, port: int) -> Holder | None:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from olol_tui.portowner import command_of, listener_on, owner_of
+from olol_tui.ports import command_of, listener_on, port_taken
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,9 @@ def test_the_holder_is_found_by_process_and_command(
         assert holder is not None
         assert holder.pid == os.getpid()
         assert str(holder).startswith(f"pid {os.getpid()} (")
-        assert "pytest" in owner_of(port)
+        error = port_taken(wanted, port)
+        assert error.message == f"{wanted}:{port} is in use by {holder}"
+        assert "pytest" in error.message
 
 
 def test_another_address_of_the_same_port_is_not_a_holder() -> None:
@@ -48,7 +50,9 @@ def test_another_address_of_the_same_port_is_not_a_holder() -> None:
 def test_a_free_port_has_no_holder() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        assert owner_of(probe.getsockname()[1]) == "", "bound, but it does not listen"
+        assert listener_on("127.0.0.1", probe.getsockname()[1]) is None, (
+            "bound, but it does not listen"
+        )
 
 
 def test_a_process_that_is_gone_has_no_command() -> None:
