@@ -18,13 +18,16 @@ from olol_tui.demo import DemoOptions, Traffic
 from olol_tui.errors import PortTaken
 from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.controller import Controller
-from olol_tui.fleet.snapshot import Fleet
+from olol_tui.fleet.snapshot import Fleet, Node
 from olol_tui.gateway.gateway import Gateway
 from olol_tui.link import Link
 from olol_tui.paths import Paths
 from olol_tui.ports import port_taken
 
 log = logging.getLogger("olol.core")
+
+SETTLE_S = 20.0
+"""Longest wait at the start for the local agents; a slow one joins later."""
 
 
 class Core:
@@ -71,6 +74,7 @@ class Core:
             listener = _control_listener(self._paths.control_socket)
             stack.callback(_remove, self._paths.control_socket)
             await self._gateway.serve_control(listener)
+            await self._settle()
             if self._demo is not None and self._demo.traffic:
                 traffic = Traffic(self._gateway.address, self._demo, self._controller)
                 await stack.enter_async_context(traffic)
@@ -79,6 +83,16 @@ class Core:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    async def _settle(self) -> None:
+        """Wait until the nodes of this machine have told what they are, or failed to."""
+
+        def known() -> bool | None:
+            nodes = [node for node in self._controller.fleet.nodes if node.kind == "local"]
+            return True if all(_is_known(node) for node in nodes) else None
+
+        with contextlib.suppress(TimeoutError):
+            await self._controller.until(known, SETTLE_S)
 
     async def _stop_engines(self) -> None:
         if self.stop_engines:
@@ -113,6 +127,12 @@ class Core:
         return self._controller.logs(node, engine, tail=tail)
 
 
+def _is_known(node: Node) -> bool:
+    if node.state == "ready":
+        return bool(node.runner) or any(engine.state == "ready" for engine in node.engines)
+    return node.state == "failed"
+
+
 def _control_listener(path: Path) -> socket.socket:
     """A UNIX listener with mode 0600 in a directory that is ours."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,7 +153,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _port_error(config: ClusterConfig, error: OSError) -> Exception:
+def _port_error(config: ClusterConfig, error: OSError) -> PortTaken:
     gateway = config.gateway
     if error.errno != errno.EADDRINUSE:
         return PortTaken(

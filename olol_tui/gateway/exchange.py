@@ -129,6 +129,8 @@ class Exchange:
             self._translation = self._gateway.translate(self.route.path, body, self.model, seat)
             waited_s = self._gateway.now() - self.record.arrived_s
             self._translation.started_at(time.monotonic_ns() - int(waited_s * 1e9))
+            if (began_s := self.ticket.load_began_s) is not None:
+                self._translation.load_ns = int((self._gateway.now() - began_s) * 1e9)
             path, body = self._translation.path, self._translation.body
         head = upstream.head("POST", seat.address, path, len(body), "application/json")
         return head + body

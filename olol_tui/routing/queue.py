@@ -32,6 +32,8 @@ class Ticket:
     seat: Seat | None = None
     decision: Decision | None = None
     """The latest one about this ticket."""
+    load_began_s: float | None = None
+    """When a load was started for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class Queue:
                 steps.append(self._take(ticket, seat, decision, now_s))
             elif decision.action == "load" and seat is not None:
                 self._loads[seat.key, model] = now_s
+                ticket.load_began_s = now_s
                 steps.append(Load(seat, model, ticket.ask.num_ctx, decision))
             elif decision.action == "fail":
                 waiting.popleft()
