@@ -1,0 +1,285 @@
+"""Everything an operator can do in the console, one row each.
+
+Bindings, footer, `?` help, palette and the effect of `--read-only` are all read from this
+table; nothing is listed twice. Pure data: imports neither textual nor rich.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ALL: frozenset[str] = frozenset()
+"""No screens named: the action exists on every screen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing an operator can do."""
+
+    name: str
+    """`verb_noun`; also the id of its binding."""
+    keys: tuple[str, ...]
+    """Textual key names; the first is the one that is shown."""
+    label: str
+    """A word or two for the footer."""
+    help: str
+    group: str
+    screens: frozenset[str] = ALL
+    dangerous: bool = False
+    """Changes the fleet: confirmed, and gone under read-only."""
+    footer: int = 0
+    """Place in the footer, 1 first; 0 is help and palette only."""
+
+    def on(self, screen: str) -> bool:
+        return not self.screens or screen in self.screens
+
+    @property
+    def shown_key(self) -> str:
+        return show_key(self.keys[0])
+
+
+_KEY_WORDS = {
+    "question_mark": "?",
+    "slash": "/",
+    "colon": ":",
+    "escape": "esc",
+    "pageup": "pgup",
+    "pagedown": "pgdn",
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "enter": "↵",
+}
+
+
+def show_key(key: str) -> str:
+    """A Textual key name as people write it: `ctrl+d` is `^d`.
+
+    >>> show_key("ctrl+d"), show_key("question_mark")
+    ('^d', '?')
+    """
+    if key.startswith("ctrl+"):
+        return "^" + key.removeprefix("ctrl+")
+    return _KEY_WORDS.get(key, key)
+
+
+def _on(*screens: str) -> frozenset[str]:
+    return frozenset(screens)
+
+
+_LISTS = _on("fleet", "requests", "nodes", "logs")
+
+ACTIONS: tuple[Action, ...] = (
+    # Screens
+    Action("show_fleet", ("1",), "Fleet", "devices, alerts and models", "Screens"),
+    Action("show_requests", ("3",), "Requests", "queued, running and recent requests", "Screens"),
+    Action("show_nodes", ("4",), "Nodes", "nodes and their engines, with faults", "Screens"),
+    Action("show_logs", ("5",), "Logs", "the log of an engine, live", "Screens"),
+    # Moving
+    Action("cursor_up", ("up", "k"), "Up", "move up", "Moving", _LISTS),
+    Action("cursor_down", ("down", "j"), "Down", "move down", "Moving", _LISTS),
+    Action("cursor_left", ("left", "h"), "Left", "move left", "Moving", _on("fleet")),
+    Action("cursor_right", ("right",), "Right", "move right", "Moving", _on("fleet")),
+    Action("cursor_first", ("home", "g"), "First", "to the first row", "Moving", _LISTS),
+    Action("cursor_last", ("end", "G"), "Last", "to the last row", "Moving", _LISTS),
+    Action("page_up", ("pageup",), "Page up", "a page up", "Moving", _LISTS),
+    Action("page_down", ("pagedown",), "Page down", "a page down", "Moving", _LISTS),
+    Action(
+        "describe",
+        ("enter", "d"),
+        "Detail",
+        "everything known about the row under the cursor",
+        "Looking",
+        _on("fleet", "requests", "nodes"),
+        footer=1,
+    ),
+    # Placement
+    Action(
+        "place_model",
+        ("p",),
+        "Place",
+        "load a model of the library on the device under the cursor",
+        "Placement",
+        _on("fleet"),
+        dangerous=True,
+        footer=2,
+    ),
+    Action(
+        "move_model",
+        ("m",),
+        "Move",
+        "move a model: arrows choose the device, enter drops it",
+        "Placement",
+        _on("fleet"),
+        dangerous=True,
+        footer=3,
+    ),
+    Action(
+        "unload_model",
+        ("u", "ctrl+d"),
+        "Unload",
+        "unload a model from the device under the cursor",
+        "Placement",
+        _on("fleet"),
+        dangerous=True,
+        footer=4,
+    ),
+    Action(
+        "pin_model",
+        ("P",),
+        "Pin",
+        "pin a model so that it stays and returns after a restart, or unpin it",
+        "Placement",
+        _on("fleet"),
+        dangerous=True,
+        footer=5,
+    ),
+    # Requests
+    Action(
+        "cancel_request",
+        ("ctrl+d",),
+        "Cancel",
+        "cancel the request under the cursor",
+        "Requests",
+        _on("requests"),
+        dangerous=True,
+        footer=2,
+    ),
+    Action(
+        "pause_view",
+        ("u",),
+        "Pause",
+        "hold the table still; requests keep flowing",
+        "Requests",
+        _on("requests"),
+        footer=3,
+    ),
+    # Nodes
+    Action(
+        "restart_engine",
+        ("R",),
+        "Restart",
+        "restart the engine under the cursor",
+        "Nodes",
+        _on("nodes"),
+        dangerous=True,
+        footer=3,
+    ),
+    Action(
+        "cordon_node",
+        ("c",),
+        "Cordon",
+        "take no new work on the node under the cursor, or take it again",
+        "Nodes",
+        _on("nodes"),
+        dangerous=True,
+        footer=4,
+    ),
+    # Logs
+    Action(
+        "follow_log", ("f",), "Follow", "stay at the newest line", "Logs", _on("logs"), footer=1
+    ),
+    Action("wrap_log", ("w",), "Wrap", "wrap long lines", "Logs", _on("logs"), footer=2),
+    Action(
+        "next_log", ("n",), "Next engine", "the next engine's log", "Logs", _on("logs"), footer=3
+    ),
+    # Looking
+    Action(
+        "open_log",
+        ("l",),
+        "Logs",
+        "the log of the engine under the cursor",
+        "Looking",
+        _on("fleet", "nodes", "requests"),
+        footer=6,
+    ),
+    Action(
+        "cycle_view",
+        ("v",),
+        "View",
+        "panes, list, graphs of one device, or what fits",
+        "Looking",
+        _on("fleet"),
+        footer=7,
+    ),
+    Action(
+        "sort_rows",
+        ("o",),
+        "Sort",
+        "sort by a column: its letter follows; again reverses",
+        "Looking",
+        _on("fleet", "requests"),
+        footer=8,
+    ),
+    Action(
+        "filter_rows",
+        ("slash",),
+        "Filter",
+        "show matching rows: a regular expression, or field:value",
+        "Looking",
+        _on("fleet", "requests", "nodes", "logs"),
+        footer=9,
+    ),
+    Action(
+        "show_faults",
+        ("ctrl+z",),
+        "Faults",
+        "only what is wrong",
+        "Looking",
+        _on("fleet"),
+    ),
+    Action("go_back", ("escape",), "Back", "clear the filter, then go back", "Looking"),
+    # General
+    Action(
+        "open_palette",
+        ("colon", "ctrl+p"),
+        "Command",
+        "find an action by name",
+        "General",
+        footer=20,
+    ),
+    Action("cycle_theme", ("T",), "Theme", "next colour theme", "General"),
+    Action("show_help", ("question_mark",), "Help", "this page", "General", footer=90),
+    Action("quit", ("q", "ctrl+c"), "Quit", "leave the console", "General", footer=91),
+)
+
+LAST_IN_FOOTER = 90
+"""Actions from this footer place on are always shown, at the end."""
+
+_BY_NAME = {action.name: action for action in ACTIONS}
+
+
+def action(name: str) -> Action:
+    return _BY_NAME[name]
+
+
+def actions_on(screen: str) -> Iterator[Action]:
+    """What exists on a screen, in table order."""
+    return (a for a in ACTIONS if a.on(screen))
+
+
+def allowed(action: Action, *, read_only: bool) -> bool:
+    """The one place where read-only takes actions away."""
+    return not (read_only and action.dangerous)
+
+
+def footer_actions(screen: str, *, read_only: bool) -> tuple[list[Action], list[Action]]:
+    """What the footer shows, in order, and what it always shows at its end."""
+    shown = sorted(
+        (a for a in actions_on(screen) if a.footer and allowed(a, read_only=read_only)),
+        key=lambda a: a.footer,
+    )
+    return (
+        [a for a in shown if a.footer < LAST_IN_FOOTER],
+        [a for a in shown if a.footer >= LAST_IN_FOOTER],
+    )
+
+
+def groups_on(screen: str) -> dict[str, list[Action]]:
+    """Actions of a screen by group, in table order: the help page."""
+    found: dict[str, list[Action]] = {}
+    for item in actions_on(screen):
+        found.setdefault(item.group, []).append(item)
+    return found

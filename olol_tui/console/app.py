@@ -1,0 +1,456 @@
+"""The console: draws the Fleet of a Link and sends Commands back. Nothing depends on it.
+
+A crash of the interface restores the terminal and returns; whoever runs the gateway in
+the same loop goes on. No Textual worker carries anything but chores of the interface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from textual.app import App, ComposeResult
+from textual.binding import Binding
+from textual.driver import Driver
+from textual.events import AppBlur, AppFocus, Key, Paste
+from textual.screen import ModalScreen
+
+from olol_tui import actions
+from olol_tui.console.canvas import Canvas
+from olol_tui.console.dialogs.ask import Answer, Ask
+from olol_tui.console.dialogs.base import Dialog
+from olol_tui.console.dialogs.picker import Item, Picker
+from olol_tui.console.dialogs.sheet import Sheet
+from olol_tui.console.painter import Painter
+from olol_tui.console.themes import ConsoleTheme, load_themes
+from olol_tui.console.views.base import View
+from olol_tui.console.views.fleet import FleetView
+from olol_tui.errors import OlolError
+from olol_tui.fleet.commands import AnyCommand
+from olol_tui.fleet.snapshot import Fleet
+from olol_tui.link import Link
+from olol_tui.render.help import draw_help
+from olol_tui.render.history import FleetHistory
+from olol_tui.render.line import Line, Row
+from olol_tui.render.palette import Palette
+from olol_tui.render.scene import Scene, make_scene
+from olol_tui.render.text import clean
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["quit", "keep-serving", "crashed"]
+
+VIEWS: tuple[type[View], ...] = (FleetView,)
+"""The screens that exist, in the order of their tabs."""
+
+SLOW_HZ = 1.0
+"""Frames a second while the terminal has no focus."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleOptions:
+    """How the console runs."""
+
+    read_only: bool = False
+    mouse: bool = True
+    theme: str | None = None
+    user_themes: Path | None = None
+    refresh_hz: float = 2.0
+    """Frames a second without keys pressed; 0 draws only when asked (tests)."""
+    headless: bool = False
+    """No terminal (tests)."""
+
+
+def _bindings() -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
+    return [
+        Binding(key, f"perform('{a.name}')", a.label, show=False, id=f"{a.name}.{key}")
+        for a in actions.ACTIONS
+        for key in a.keys
+    ]
+
+
+def _driver() -> type[Driver] | None:
+    if sys.platform == "win32":
+        return None
+    from olol_tui.console.driver import LossyDriver
+
+    return LossyDriver
+
+
+class OlolApp(App[str], inherit_bindings=False):
+    """One canvas, a few views, and windows over it."""
+
+    BINDINGS = _bindings()
+    ENABLE_COMMAND_PALETTE = False
+    ALLOW_SELECT = False
+    CSS = """
+    Screen { background: $background; }
+    Toast { max-width: 72; }
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        options: ConsoleOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        history: FleetHistory | None = None,
+    ) -> None:
+        """`history` may come filled, so that graphs do not start empty (screenshots)."""
+        super().__init__(driver_class=None if options.headless else _driver())
+        self._link = link
+        self._options = options
+        self._clock = clock
+        self._themes = load_themes(options.user_themes)
+        self._look: ConsoleTheme = self._themes.get(options.theme)
+        self.animation_level = "none"
+        self.crash: Exception | None = None
+        """What ended the interface, when it was not the operator."""
+        self._history = history or FleetHistory()
+        self._fleet = link.fleet
+        self._fleet_since_s = clock()
+        self._scene = self._make_scene()
+        self._told: set[str] = {op.id for op in self._fleet.operations if op.state != "running"}
+        self._canvas = Canvas(self._intercept)
+        self._views: dict[str, View] = {cls.name: cls(self) for cls in VIEWS}
+        self._view = next(iter(self._views.values()))
+        self._painter = Painter([(v.key, v.title, v.name) for v in self._views.values()])
+        self._chores: set[asyncio.Task[None]] = set()
+        self._focused = True
+        self._drawn_s = 0.0
+
+    # -- what views and dialogs see --
+
+    @property
+    def scene(self) -> Scene:
+        return self._scene
+
+    @property
+    def read_only(self) -> bool:
+        return self._options.read_only
+
+    def redraw(self) -> None:
+        """Draw the whole frame; only rows that changed reach the terminal."""
+        width, height = self._canvas.size
+        if width < 1 or height < 1:
+            return
+        silent_s = self._clock() - self._fleet_since_s
+        frame = self._painter.frame(
+            self._scene,
+            self._view,
+            width,
+            height,
+            read_only=self.read_only,
+            silent_s=silent_s if self._options.refresh_hz else 0.0,
+        )
+        self._canvas.show(frame, width, self._scene.palettes.base.base)
+
+    def submit(self, command: AnyCommand) -> None:
+        """Send a wish; a refusal becomes a toast."""
+        if self.read_only:
+            self.say("this console is read-only", severity="warning")
+            return
+        self.chore(self._submit(command))
+
+    async def _submit(self, command: AnyCommand) -> None:
+        try:
+            await self._link.submit(command)
+        except OlolError as error:
+            self.say("\n".join(error.lines()), severity="error")
+
+    def chore(self, coroutine: Any) -> asyncio.Task[None]:
+        """Run something small of the interface; its failure is shown, not fatal."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._chores.add(task)
+        task.add_done_callback(self._chore_done)
+        return task
+
+    def _chore_done(self, task: asyncio.Task[None]) -> None:
+        self._chores.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            log.error("a chore of the console failed", exc_info=error)
+            self.say(f"{type(error).__name__}: {error}", severity="error")
+
+    def say(self, text: str, *, severity: str = "information") -> None:
+        """A toast. Its text is data, never markup."""
+        lines = "\n".join(clean(line) for line in text.splitlines())
+        kind: Any = severity
+        self.notify(lines, severity=kind, timeout=8 if severity == "error" else 4, markup=False)
+
+    def ask(self, dialog: ModalScreen[Any], then: Callable[[Any], None]) -> None:
+        """Show a window; `then` gets its result unless it was cancelled."""
+
+        def done(result: Any) -> None:
+            self.redraw()
+            if result is not None:
+                then(result)
+
+        self.push_screen(dialog, done)
+
+    def logs(self, node: str, engine: str) -> Any:
+        """Lines of a log, from the link."""
+        return self._link.logs(node, engine)
+
+    def open_log(self, node: str, engine: str) -> None:
+        self.say("no log screen")
+
+    # -- life --
+
+    def compose(self) -> ComposeResult:
+        yield self._canvas
+
+    def on_mount(self) -> None:
+        for theme in self._themes.themes.values():
+            self.register_theme(theme.textual())
+        self._wear(self._look)
+        if self._themes.failures:
+            self.say("themes left out\n" + "\n".join(self._themes.failures), severity="warning")
+        self._canvas.focus()
+        if self._options.refresh_hz > 0:
+            self.set_interval(1 / self._options.refresh_hz, self.tick)
+        if not self._options.headless:
+            self.call_after_refresh(_settle_garbage)
+
+    async def on_unmount(self) -> None:
+        self._view.closed()
+        for task in tuple(self._chores):
+            task.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+
+    def _handle_exception(self, error: Exception) -> None:
+        if self.crash is None:
+            self.crash = error
+        super()._handle_exception(error)
+
+    def _fatal_error(self) -> None:
+        # Textual's own prints every local variable; those may hold secrets.
+        self._close_messages_no_wait()
+
+    def tick(self) -> None:
+        """Take the latest snapshot once, and draw the view that is on screen."""
+        driver = self._driver
+        if getattr(driver, "hung_up", False):
+            self.exit("hang-up")
+            return
+        now_s = self._clock()
+        if not self._focused and now_s - self._drawn_s < 0.9 / SLOW_HZ:
+            return
+        fleet = self._link.fleet
+        if fleet is not self._fleet:
+            self._fleet = fleet
+            self._fleet_since_s = now_s
+            self._history.feed(fleet)
+            self._scene = self._make_scene()
+            self._tell_results(fleet)
+        if getattr(driver, "backlog", 0) > 1:
+            return
+        self._drawn_s = now_s
+        self._view.tick()
+        self.redraw()
+        if isinstance(self.screen, Dialog):
+            self.screen.repaint()
+
+    def _make_scene(self) -> Scene:
+        return make_scene(self._fleet, self._history, self._look.palettes)
+
+    def _tell_results(self, fleet: Fleet) -> None:
+        """A toast for every operation that ended since the last snapshot."""
+        for operation in fleet.operations:
+            if operation.state == "running" or operation.id in self._told:
+                continue
+            self._told.add(operation.id)
+            words = f"{operation.title}: {operation.message or operation.state}"
+            failed = operation.state == "failed"
+            if operation.hint:
+                words += f"\n{operation.hint}"
+            self.say(words, severity="error" if failed else "information")
+        self._told &= {operation.id for operation in fleet.operations}
+
+    def _wear(self, theme: ConsoleTheme) -> None:
+        self._look = theme
+        self.theme = theme.name
+        self._scene = self._make_scene()
+        self.redraw()
+
+    # -- events --
+
+    def on_canvas_resized(self) -> None:
+        self.redraw()
+
+    def on_app_blur(self, event: AppBlur) -> None:
+        self._focused = False
+
+    def on_app_focus(self, event: AppFocus) -> None:
+        self._focused = True
+
+    def on_paste(self, event: Paste) -> None:
+        self._view.paste(event.text)
+
+    def on_canvas_clicked(self, event: Canvas.Clicked) -> None:
+        hit = event.hit
+        if hit.kind == "action":
+            self.action_perform(hit.value)
+        elif hit.kind == "view":
+            self.show_view(hit.value)
+        else:
+            self._view.click(hit, double=event.double)
+
+    def on_canvas_scrolled(self, event: Canvas.Scrolled) -> None:
+        self._view.scroll(event.rows)
+
+    def _intercept(self, key: Key) -> bool:
+        return self._view.intercept(key)
+
+    # -- actions, by the table --
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action != "perform" or not parameters:
+            return True
+        item = actions.action(str(parameters[0]))
+        if not item.on(self._view.name):
+            return False
+        return True if actions.allowed(item, read_only=self.read_only) else None
+
+    def action_perform(self, name: str) -> None:
+        """Carry out one action of the table, here or in the view."""
+        item = actions.action(name)
+        if not item.on(self._view.name) or not actions.allowed(item, read_only=self.read_only):
+            return
+        own = getattr(self, f"do_{name}", None)
+        if own is not None:
+            own()
+        elif name.startswith("show_") and name.removeprefix("show_") in self._views:
+            self.show_view(name.removeprefix("show_"))
+        else:
+            self._view.perform(name)
+
+    def show_view(self, name: str) -> None:
+        if self._view.name != name:
+            self._view.closed()
+            self._view = self._views[name]
+            self._view.opened()
+        self.redraw()
+
+    def do_show_help(self) -> None:
+        screen = self._view.name
+
+        def content(width: int, palette: Palette) -> list[Line]:
+            return draw_help(screen, width, palette, read_only=self.read_only)
+
+        self.ask(Sheet(self, f"Keys on {self._view.title}", content, width=84), lambda _: None)
+
+    def do_cycle_theme(self) -> None:
+        self._wear(self._themes.after(self._look.name))
+        self.say(f"theme {self._look.name}")
+
+    def do_open_palette(self) -> None:
+        """Every action that is possible now, and every theme, by name."""
+        found = [
+            a
+            for a in actions.actions_on(self._view.name)
+            if actions.allowed(a, read_only=self.read_only) and a.group != "Moving"
+        ]
+
+        def items() -> list[Item]:
+            rows = [Item(a.name, f"{a.label} {a.help}", _action_row(a)) for a in found]
+            rows += [
+                Item(f"theme:{name}", f"theme {name}", _theme_row(name))
+                for name in self._themes.themes
+            ]
+            return rows
+
+        def done(value: str) -> None:
+            if value.startswith("theme:"):
+                self._wear(self._themes.themes[value.removeprefix("theme:")])
+            else:
+                self.action_perform(value)
+
+        self.ask(Picker(self, "Command", items, hint="enter do it"), done)
+
+    def do_quit(self) -> None:
+        """Leave; with the gateway inside this process, ask what becomes of it."""
+        if not self._link.embedded:
+            self.exit("quit")
+            return
+        running = self._fleet.gateway.running + self._fleet.gateway.queued
+        address = clean(self._fleet.gateway.address) or "its address"
+        text = [("base", f"The gateway at {address} runs inside this process.")]
+        if running:
+            text.append(("warn", f"▲ {running} requests are queued or running"))
+        answers = [
+            Answer("keep-serving", "Quit the console, keep serving"),
+            Answer("quit", "Stop everything"),
+        ]
+        dialog = Ask(self, "Quit", text, answers, focus="keep-serving")
+        dialog.wanted_width = 84
+        self.ask(dialog, self.exit)
+
+
+def _action_row(action: actions.Action) -> Callable[[int, Palette], Line]:
+    def draw(width: int, palette: Palette) -> Line:
+        row = Row(width, palette.base).put(action.shown_key, palette.strong, 5)
+        return (
+            row.put(action.label, palette.bright, 14)
+            .put(action.help, palette.muted, row.left)
+            .end()
+        )
+
+    return draw
+
+
+def _theme_row(name: str) -> Callable[[int, Palette], Line]:
+    def draw(width: int, palette: Palette) -> Line:
+        row = Row(width, palette.base).gap(5).put("Theme", palette.bright, 14)
+        return row.put(name, palette.muted, row.left).end()
+
+    return draw
+
+
+def _settle_garbage() -> None:
+    """Take what is alive now out of later collections: a full one stalls the loop 15-30 ms."""
+    gc.collect()
+    gc.freeze()
+
+
+async def run_console(link: Link, options: ConsoleOptions) -> Outcome:
+    """Show the console until it is left.
+
+    Never raises because of the interface: a failure in it is logged, the terminal is
+    restored, and whatever else runs in the loop goes on.
+
+    Returns:
+        "quit": the operator wants the console gone (and, when embedded, all of it);
+        "keep-serving": only the console is gone, or its terminal is;
+        "crashed": the interface failed.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled; the terminal is restored.
+    """
+    result: str | None = None
+    crash: Exception | None = None
+    try:
+        app = OlolApp(link, options)
+        result = await app.run_async(mouse=options.mouse, headless=options.headless)
+        crash = app.crash
+    except Exception as error:  # noqa: BLE001 - the gateway must outlive any fault of the interface
+        crash = error
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # Textual swallows the cancellation of its own task.
+        raise asyncio.CancelledError
+    if crash is not None:
+        log.error("the console failed", exc_info=crash)
+        return "crashed"
+    if result in ("keep-serving", "hang-up"):
+        return "keep-serving"
+    return "quit"

@@ -1,0 +1,71 @@
+"""Bars and graphs from block characters.
+
+Histories are bytes (see `history`): level 0 is «no sample», 1..255 is 0..100 %. A graph
+row is one `charmap_decode` of those bytes, so a redraw costs one C call a row.
+"""
+
+from __future__ import annotations
+
+from codecs import charmap_decode
+from functools import lru_cache
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+_EIGHTHS = "▏▎▍▌▋▊▉█"
+
+
+@lru_cache(maxsize=64)
+def _row_table(row: int, rows: int) -> str:
+    """Glyph of every level for one row (0 = bottom) of a graph `rows` high.
+
+    A sample of 0 % still draws the lowest block: an idle GPU differs from no sample.
+    """
+    glyphs = [" "]
+    for level in range(1, 256):
+        eighths = max(1, round((level - 1) * 8 * rows / 254))
+        glyphs.append(BLOCKS[min(8, max(0, eighths - 8 * row))])
+    return "".join(glyphs)
+
+
+def spark(levels: bytes, width: int) -> str:
+    """One row of the newest `width` samples, right-aligned, in exactly `width` cells."""
+    if width <= 0:
+        return ""
+    text: str = charmap_decode(levels[-width:], "strict", _row_table(0, 1))[0]
+    return text if len(text) == width else text.rjust(width)
+
+
+def graph(levels: bytes, width: int, rows: int) -> list[str]:
+    """`rows` rows, top first, of the newest `width` samples."""
+    if width <= 0:
+        return [""] * rows
+    newest = levels[-width:]
+    return [
+        charmap_decode(newest, "strict", _row_table(row, rows))[0].rjust(width)
+        for row in range(rows - 1, -1, -1)
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _bar(eighths: int, width: int) -> tuple[str, str]:
+    full, rest = divmod(eighths, 8)
+    if rest and full < width:
+        return "█" * full + _EIGHTHS[rest - 1], "░" * (width - full - 1)
+    return "█" * full, "░" * (width - full)
+
+
+def bar(fraction: float | None, width: int) -> tuple[str, str]:
+    """Filled and empty part of a bar, together `width` cells."""
+    if fraction is None or width <= 0:
+        return "", "░" * max(0, width)
+    # Whole cells only: next to `░` a partial block leaves a dark notch in most fonts.
+    filled = round(min(1.0, max(0.0, fraction)) * width)
+    if fraction > 0 and filled == 0:
+        return _bar(2, width)
+    return _bar(filled * 8, width)
+
+
+def level(fraction: float | None) -> int:
+    """The byte that a history keeps for 0..1; None is «no sample»."""
+    if fraction is None:
+        return 0
+    return 1 + round(min(1.0, max(0.0, fraction)) * 254)

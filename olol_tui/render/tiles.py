@@ -1,0 +1,242 @@
+"""The fleet as a list of tiles: one per device, or per node that shows none.
+
+A tile is what panes, list and hero draw and what the cursor stands on. Derived from one
+snapshot; the order is the fleet's own, so nothing jumps between ticks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from olol_tui.fleet.snapshot import Device, Engine, Fleet, Loaded, Loading, Node
+from olol_tui.models.names import same
+
+TileState = Literal["ok", "idle", "warn", "crit", "stale", "lost", "cordoned", "loading"]
+
+GLYPHS: dict[str, str] = {
+    "ok": "●",
+    "idle": "○",
+    "warn": "▲",
+    "crit": "■",
+    "stale": "◌",
+    "lost": "✕",
+    "cordoned": "_",
+    "loading": "▒",
+}
+"""State is always glyph and colour."""
+
+WORST_FIRST: tuple[TileState, ...] = (
+    "lost",
+    "crit",
+    "warn",
+    "stale",
+    "loading",
+    "cordoned",
+    "ok",
+    "idle",
+)
+
+RUNNING = frozenset({"dispatched", "prefill", "decode"})
+"""States of a request that occupies a slot."""
+
+IDLE_UTIL_PERCENT = 2.0
+SPILL_TOLERANCE = 0.98
+"""A replica with less than this share of its bytes on the GPU runs partly on the CPU."""
+
+TileKey = tuple[str, str]
+"""Node name and device UUID; the UUID is empty for a node without devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model in, or on its way into, an engine of a device."""
+
+    name: str
+    engine: str
+    size_bytes: int = 0
+    vram_bytes: int = 0
+    context_length: int | None = None
+    expires_at: str = ""
+    pinned: bool = False
+    spilled: bool = False
+    loading: bool = False
+    progress: float | None = None
+    """0..1 while loading, None when the engine does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One device, or one node without devices."""
+
+    key: TileKey
+    label: str
+    """`n01/gpu0`, or the node's name."""
+    node: Node
+    device: Device | None
+    state: TileState
+    note: str
+    """What is wrong, one line; empty when nothing is."""
+    log: str
+    """The last log line of a failed engine."""
+    engines: tuple[Engine, ...]
+    residents: tuple[Resident, ...]
+    requests: int
+    """Running on it now."""
+
+    @property
+    def dimmed(self) -> bool:
+        """Figures are old: drawn dimmed, never as zero."""
+        return self.state in ("stale", "lost") or self.node.stale
+
+    @property
+    def memory_word(self) -> str:
+        return "ram" if self.device is not None and self.device.vendor == "cpu" else "vram"
+
+    @property
+    def used_fraction(self) -> float | None:
+        device = self.device
+        if device is None or device.used_bytes is None or not device.vram_bytes:
+            return None
+        return device.used_bytes / device.vram_bytes
+
+
+def _resident(loaded: Loaded, engine: Engine, pinned: bool, device: Device | None) -> Resident:
+    on_gpu = device is not None and device.vendor != "cpu"
+    return Resident(
+        name=loaded.name,
+        engine=engine.id,
+        size_bytes=loaded.size_bytes,
+        vram_bytes=loaded.vram_bytes,
+        context_length=loaded.context_length,
+        expires_at=loaded.expires_at,
+        pinned=loaded.pinned or pinned,
+        spilled=on_gpu and 0 < loaded.vram_bytes < loaded.size_bytes * SPILL_TOLERANCE,
+    )
+
+
+def _on_its_way(loading: Loading, engine: Engine, pinned: bool) -> Resident:
+    return Resident(
+        name=loading.name,
+        engine=engine.id,
+        pinned=pinned,
+        loading=True,
+        progress=loading.progress,
+    )
+
+
+def residents_of(
+    engines: tuple[Engine, ...], pins: frozenset[str] | set[str], device: Device | None
+) -> tuple[Resident, ...]:
+    """What the engines hold and load; `pins` are the pinned names of the device."""
+
+    def pinned(name: str) -> bool:
+        return any(same(name, pin) for pin in pins)
+
+    found: list[Resident] = []
+    for engine in engines:
+        found.extend(_resident(x, engine, pinned(x.name), device) for x in engine.loaded)
+        held = {x.name for x in engine.loaded}
+        found.extend(
+            _on_its_way(x, engine, pinned(x.name)) for x in engine.loading if x.name not in held
+        )
+    return tuple(found)
+
+
+def engine_fault(engine: Engine) -> str:
+    """One sentence for an engine that does not run as it should, else empty."""
+    name = engine.id.rsplit("/", 1)[-1]
+    reason = f": {engine.error}" if engine.error else ""
+    if engine.state == "failed":
+        return f"{name} failed{reason}"
+    if engine.state == "backoff":
+        retry = "" if engine.retry_in_s is None else f", retry in {engine.retry_in_s:.0f}s"
+        return f"{name} exited{retry}{reason}"
+    return ""
+
+
+def _spill_note(residents: tuple[Resident, ...]) -> str:
+    spilled = next((r for r in residents if r.spilled), None)
+    if spilled is None:
+        return ""
+    share = 100 - round(100 * spilled.vram_bytes / max(1, spilled.size_bytes))
+    return f"{spilled.name}: {share}% on the CPU"
+
+
+def _judge(
+    node: Node,
+    device: Device | None,
+    engines: tuple[Engine, ...],
+    residents: tuple[Resident, ...],
+    requests: int,
+) -> tuple[TileState, str, str]:
+    """State, note and log line, worst first."""
+    if node.state in ("lost", "failed"):
+        return "lost", node.error or f"node {node.state}", ""
+    if device is not None and device.error:
+        return "crit", device.error, ""
+    log = ""
+    for engine in engines:
+        if engine.state == "failed":
+            log = engine.log_tail[-1] if engine.log_tail else ""
+            return "crit", engine_fault(engine), log
+    if node.stale:
+        return "stale", f"no telemetry for {node.age_s:.0f}s", ""
+    for engine in engines:
+        if engine.state == "backoff":
+            log = engine.log_tail[-1] if engine.log_tail else ""
+            return "warn", engine_fault(engine), log
+    if device is not None:
+        temp, limit = device.temp_c, device.temp_limit_c
+        if temp is not None and limit is not None and temp >= limit:
+            return "warn", f"{temp:.0f}C, limit {limit:.0f}C", ""
+        if device.throttle:
+            return "warn", "throttled: " + ", ".join(device.throttle), ""
+    if note := _spill_note(residents):
+        return "warn", note, ""
+    if node.state == "connecting":
+        return "loading", "connecting", ""
+    if any(r.loading for r in residents):
+        return "loading", "", ""
+    if node.cordoned or any(e.cordoned for e in engines):
+        return "cordoned", "cordoned", ""
+    if node.error:
+        return "warn", node.error, ""
+    util = 0.0 if device is None else (device.util_percent or 0.0)
+    return ("ok" if requests or util > IDLE_UTIL_PERCENT else "idle"), "", ""
+
+
+def build_tiles(fleet: Fleet) -> tuple[Tile, ...]:
+    """Every device of the fleet, nodes in the fleet's order."""
+    running = Counter(r.where for r in fleet.requests if r.state in RUNNING)
+    by_engine = Counter(r.engine for r in fleet.requests if r.state in RUNNING)
+    pins: dict[TileKey, set[str]] = {}
+    for pin in fleet.pins:
+        pins.setdefault((pin.node, pin.device), set()).add(pin.model)
+    tiles: list[Tile] = []
+    for node in fleet.nodes:
+        if not node.devices:
+            tiles.append(_node_tile(node, pins, by_engine))
+            continue
+        single = len(node.devices) == 1
+        for device in node.devices:
+            key = (node.name, device.uuid)
+            label = f"{node.name}/{device.label}"
+            engines = tuple(
+                e for e in node.engines if device.uuid in e.devices or (single and not e.devices)
+            )
+            residents = residents_of(engines, pins.get(key, frozenset()), device)
+            state, note, log = _judge(node, device, engines, residents, running[label])
+            tiles.append(
+                Tile(key, label, node, device, state, note, log, engines, residents, running[label])
+            )
+    return tuple(tiles)
+
+
+def _node_tile(node: Node, pins: dict[TileKey, set[str]], by_engine: Counter[str]) -> Tile:
+    key = (node.name, "")
+    residents = residents_of(node.engines, pins.get(key, frozenset()), None)
+    requests = sum(by_engine[e.id] for e in node.engines)
+    state, note, log = _judge(node, None, node.engines, residents, requests)
+    return Tile(key, node.name, node, None, state, note, log, node.engines, residents, requests)
