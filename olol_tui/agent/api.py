@@ -10,6 +10,7 @@ import time
 from typing import Any, AsyncIterator, Callable
 
 from . import PROTOCOL, __version__, foreign, inventory, logs, proc, store
+from .devices import DeviceSource
 from .errors import BadRequest, NotFound
 from .records import State
 from .server import Request, Router
@@ -71,7 +72,7 @@ class Api:
         return await inventory.collect(
             self._facts.source,
             self._facts.foreign,
-            self._supervisor.errors,
+            [*self._facts.sampler_errors(), *self._supervisor.errors],
             simulated=self._facts.simulated,
             machine_id=self._state.machine_id,
         )
@@ -133,8 +134,16 @@ class Api:
 class Facts:
     """What is known of this process and node, and looked up again now and then."""
 
-    def __init__(self, source: Any, sha256: str, *, simulated: bool) -> None:
+    def __init__(
+        self,
+        source: DeviceSource,
+        sampler_errors: Callable[[], list[str]],
+        sha256: str,
+        *,
+        simulated: bool,
+    ) -> None:
         self.source = source
+        self.sampler_errors = sampler_errors
         self.sha256 = sha256
         self.simulated = simulated
         self.boot_id = proc.boot_id()

@@ -48,7 +48,7 @@ async def collect(
         "devices": devices,
         "engines": await _engines(simulated),
         "foreign": foreign,
-        "errors": [*source.errors(), *errors],
+        "errors": errors,
     }
 
 

@@ -12,18 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from contextlib import suppress
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any, Awaitable, Callable, TypeVar
+from dataclasses import replace
+from typing import Any, Awaitable, TypeVar
 
 from . import client, logs, ports, proc
-from .engines import Context, EngineKind, kind_of
+from .backoff import Backoff
+from .engines import EngineKind, Unsupported, kind_of
 from .errors import EngineError
 from .process import Process
-from .records import Record, State
-from .spec import Policy, Spec
+from .records import Record
+from .site import ANNOUNCE, MARK_ENGINE, MARK_STATE, Site
+from .spec import Spec
 
 log = logging.getLogger(__name__)
 
@@ -31,41 +31,7 @@ _PORT_TRIES = 5
 _SILENT_POLLS = 3
 """Unanswered polls after which a ready engine is said not to answer."""
 
-MARK_STATE = "OLOL_AGENT_STATE"
-"""Environment of every engine: whose it is, also when its record was never written."""
-MARK_ENGINE = "OLOL_ENGINE"
-
 _T = TypeVar("_T")
-
-
-class Site:
-    """What all keepers of an agent share."""
-
-    def __init__(
-        self,
-        state: State,
-        policy: Policy,
-        context: Callable[[], Context],
-        changed: Callable[[], None],
-    ) -> None:
-        self.state = state
-        self.policy = policy
-        self.context = context
-        self.changed = changed
-        self.boot_id = proc.boot_id()
-        self.ports: dict[int, str] = {}
-        """Ports given to engines, whether they listen yet or not."""
-
-    def claim_port(self, identity: str, prefer: int, avoid: set[int]) -> int:
-        taken = {port for port, owner in self.ports.items() if owner != identity}
-        self.free_port(identity)
-        port = ports.choose(str(self.state.path), taken | avoid, prefer)
-        self.ports[port] = identity
-        return port
-
-    def free_port(self, identity: str) -> None:
-        for port in [p for p, owner in self.ports.items() if owner == identity]:
-            del self.ports[port]
 
 
 class _Woken(Exception):
@@ -81,22 +47,22 @@ class Keeper:
         self._kind: EngineKind = kind_of(spec.kind)
         self._running: Spec = spec
         self._process: Process | None = None
+        self._record = record
         self._wake = asyncio.Event()
         self._restart_asked = False
+        self._plain = False
         self._port = record.port if record else 0
         self._bad_ports: set[int] = set()
         self._version = record.version if record else ""
-        self._crashes: deque[float] = deque()
-        self._delay_s = site.policy.backoff_first_s
+        self._backoff = Backoff(site.policy)
         self._ready_at: float | None = None
         self._loaded: list[dict[str, Any]] = []
         self._state = "starting"
-        self._since_mono = time.monotonic()
-        self._started_mono = self._since_mono
+        self._since_mono = self._started_mono = time.monotonic()
         self._retry_at: float | None = None
         self._error = ""
         self._log_tail: list[str] = []
-        self.restarts = record.restarts if record else 0
+        self._restarts = record.restarts if record else 0
         if record is not None:
             self._adopt(record)
         self.task = asyncio.ensure_future(self._run())
@@ -108,18 +74,18 @@ class Keeper:
         return self._running.id
 
     @property
-    def port(self) -> int:
-        """Where it answers; 0 until it is ready."""
-        return self._port if self._state == "ready" else 0
-
-    @property
     def spec(self) -> Spec:
         return self._running
 
     @property
     def wanted(self) -> Spec | None:
-        """What should run; not None after the task ended: it was wanted again too late."""
+        """What should run; after the task ended: what was wanted again too late."""
         return self._spec
+
+    @property
+    def port(self) -> int:
+        """Where it answers; 0 until it is ready."""
+        return self._port if self._state == "ready" else 0
 
     @property
     def pid(self) -> int | None:
@@ -151,7 +117,7 @@ class Keeper:
             self._process.release()
 
     def status(self) -> dict[str, Any]:
-        """STATUS of the contract."""
+        """The engine as the console sees it."""
         spec = self._running
         loading = []
         if self._kind.runner and self._state == "starting" and spec.model is not None:
@@ -170,7 +136,7 @@ class Keeper:
             "model": spec.model.name if spec.model else "",
             "loaded": list(self._loaded),
             "loading": loading,
-            "restarts": self.restarts,
+            "restarts": self._restarts,
             "since_mono": self._since_mono,
             "retry_in_s": None if retry_at is None else max(0.0, retry_at - time.monotonic()),
             "error": self._error,
@@ -181,20 +147,35 @@ class Keeper:
 
     async def _run(self) -> None:
         while self._spec is not None:
-            if self._process is None and not await self._launch():
-                continue
-            with suppress(_Woken):
-                await self._watch()
-            process = self._process
-            if process is None:
-                continue
-            if process.exited and not self._wished():
-                self._died(process)
-                await self._pause()
-            else:
-                await self._stop(process)
-        self._site.state.forget(self.id)
+            try:
+                await self._turn()
+            except Exception as error:
+                # A full disk or a defect here must not leave an engine without a keeper,
+                # nor start it again and again.
+                log.exception("%s: supervision failed", self.id)
+                await self._end()
+                self._fail(f"supervision failed: {error}")
+                await self._until_wished()
         self._site.free_port(self.id)
+
+    async def _turn(self) -> None:
+        """Have a process, follow it until something happens, and deal with that."""
+        if self._process is None and not await self._launch():
+            return
+        with suppress(_Woken):
+            await self._watch()
+        process = self._process
+        if process is None:
+            return
+        if process.exited and not self._wished():
+            self._died(process)
+            await self._pause()
+        else:
+            self._set("stopping")
+            log.info("%s: stopping pid %d", self.id, process.pid)
+            await self._end()
+            if self._restart_asked:
+                self._forgive()
 
     def _wished(self) -> bool:
         """Whether the process should be replaced or ended."""
@@ -206,6 +187,8 @@ class Keeper:
         spec = self._spec
         if spec is None:
             return False
+        if spec.digest != self._running.digest:
+            self._plain = False
         self._restart_asked = False
         self._running, self._kind = spec, kind_of(spec.kind)
         self._started_mono = time.monotonic()
@@ -215,9 +198,9 @@ class Keeper:
         state = self._site.state
         try:
             port = self._site.claim_port(spec.id, self._port, self._bad_ports)
-            launch = self._kind.launch(spec, port, self._site.context())
+            launch = await self._site.prepare(self._kind, spec, port, self._plain)
             path = state.log_path(spec.id)
-            _announce(path, launch.argv)
+            self._site.announce(path, launch.argv)
             env = {**launch.env, MARK_STATE: str(state.path), MARK_ENGINE: spec.id}
             process = Process.start(launch.argv, env, path, state.path, self._wake.set)
         except EngineError as error:
@@ -225,7 +208,20 @@ class Keeper:
             await self._until_wished()
             return False
         self._port, self._process, self._version = port, process, launch.version
-        self._write_record(list(launch.argv))
+        self._record = Record(
+            id=spec.id,
+            pid=process.pid,
+            starttime=process.starttime,
+            boot_id=self._site.boot_id,
+            port=port,
+            spec_digest=spec.digest,
+            argv=list(launch.argv),
+            log=str(path),
+            started_wall=time.time(),
+            version=launch.version,
+            restarts=self._restarts,
+        )
+        state.write(self._record)
         log.info("%s: started as pid %d on port %d", spec.id, process.pid, port)
         self._site.changed()
         return True
@@ -233,7 +229,7 @@ class Keeper:
     def _adopt(self, record: Record) -> None:
         self._process = Process.adopt(record.pid, record.starttime, self._wake.set)
         if self._process is not None:
-            self._site.ports[record.port] = record.id
+            self._site.hold_port(record.id, record.port)
             # Another spec than it was started with: replace it, orderly.
             self._restart_asked = record.spec_digest != self._running.digest
             log.info("%s: adopted pid %d on port %d", record.id, record.pid, record.port)
@@ -243,12 +239,11 @@ class Keeper:
         policy, process = self._site.policy, self._process
         if process is None:
             return
-        deadline = self._started_mono + self._kind.start_timeout_s(policy)
+        timeout_s = self._kind.start_timeout_s(policy)
         while not await self._answers(process):
-            if time.monotonic() > deadline:
-                timeout_s = self._kind.start_timeout_s(policy)
-                self._error = f"did not answer within {timeout_s:g} s of its start"
+            if time.monotonic() - self._started_mono > timeout_s:
                 await process.stop(policy.stop_grace_s)
+                self._error = f"did not answer within {timeout_s:g} s of its start"
                 raise _Woken
             await self._sleep(policy.ready_probe_s)
         self._ready_at = time.monotonic()
@@ -269,9 +264,15 @@ class Keeper:
     async def _answers(self, process: Process) -> bool:
         """Whether the engine, and nobody else on its port, is ready."""
         try:
-            version = await self._race(self._kind.ready(self._port))
+            version = await self._race(self._kind.ready(self._running, self._port))
         except client.CallError:
             return False
+        except Unsupported as error:
+            if self._plain:
+                raise EngineError(str(error)) from error
+            log.warning("%s: %s: starting it without", self.id, error)
+            self._plain = self._restart_asked = True
+            raise _Woken from error
         ours = proc.session_listens(process.pid, self._port)
         if ours is False:
             log.warning("%s: port %d belongs to another program", self.id, self._port)
@@ -280,25 +281,19 @@ class Keeper:
             raise _Woken
         if version is None or ours is None:
             return False
-        if version and version != self._version:
+        if version and version != self._version and self._record is not None:
             self._version = version
-            self._write_record(None)
+            self._record = replace(self._record, version=version)
+            self._site.state.write(self._record)
         return True
 
     def _seen(self, loaded: list[dict[str, Any]]) -> None:
-        self._crash_free()
-        if self._state != "ready":
-            self._loaded = loaded
+        # Every request moves `expires_at`: that alone is not worth a frame of its own.
+        told = [{**m, "expires_at": ""} for m in loaded]
+        changed = told != [{**m, "expires_at": ""} for m in self._loaded]
+        self._loaded = loaded
+        if self._state != "ready" or changed or self._error:
             self._set("ready")
-        elif loaded != self._loaded or self._error:
-            self._loaded, self._error = loaded, ""
-            self._site.changed()
-
-    def _crash_free(self) -> None:
-        """After a healthy while the next crash is the first again."""
-        healthy_s = self._site.policy.healthy_after_s
-        if self._ready_at is not None and time.monotonic() - self._ready_at >= healthy_s:
-            self._delay_s = self._site.policy.backoff_first_s
 
     def _died(self, process: Process) -> None:
         """Account for a process that ended by itself."""
@@ -313,23 +308,19 @@ class Keeper:
             self._bad_ports.add(self._port)
             self._retry_at = now
             return
-        self.restarts += 1
+        self._restarts += 1
         tail = logs.tail(self._site.state.log_path(self.id), policy.log_tail_lines)
         reason = self._error if self._error.startswith("did not") else ""
         reason = reason or proc.describe_exit(process.returncode)
-        words = [line for line in tail if not line.startswith(_ANNOUNCE)]
-        error = f"{reason}: {words[-1].strip()}" if words else reason
+        last = next((x for x in reversed(tail) if x.strip() and not x.startswith(ANNOUNCE)), "")
+        error = f"{reason}: {last.strip()}" if last else reason
         log.warning("%s: %s", self.id, error)
-        self._crash_free()
-        self._crashes.append(now)
-        while self._crashes and now - self._crashes[0] > policy.crash_window_s:
-            self._crashes.popleft()
-        self._log_tail = tail
-        if len(self._crashes) >= policy.crash_limit:
-            self._fail(f"crashed {len(self._crashes)} times: {error}", tail)
+        delay_s = self._backoff.crashed(now, self._ready_at)
+        if delay_s is None:
+            self._fail(f"crashed {self._backoff.crashes} times: {error}", tail)
             return
-        self._retry_at = now + self._delay_s
-        self._delay_s = min(policy.backoff_max_s, self._delay_s * 2)
+        self._log_tail = tail
+        self._retry_at = now + delay_s
         self._set("backoff", error)
 
     async def _pause(self) -> None:
@@ -338,11 +329,8 @@ class Keeper:
         if self._state == "failed":
             await self._until_wished()
         elif retry_at is not None:
-            while not self._wished():
-                left_s = retry_at - time.monotonic()
-                if left_s <= 0:
-                    break
-                await self._until_wake(left_s)
+            while not self._wished() and time.monotonic() < retry_at:
+                await self._until_wake(retry_at - time.monotonic())
         if self._restart_asked:
             self._forgive()
         self._retry_at = None
@@ -353,19 +341,16 @@ class Keeper:
         self._forgive()
 
     def _forgive(self) -> None:
-        self._crashes.clear()
-        self._delay_s = self._site.policy.backoff_first_s
+        self._backoff.forgive()
         self._error = ""
 
-    async def _stop(self, process: Process) -> None:
-        self._set("stopping")
-        log.info("%s: stopping pid %d", self.id, process.pid)
-        await process.stop(self._site.policy.stop_grace_s)
+    async def _end(self) -> None:
+        process = self._process
+        if process is not None:
+            await process.stop(self._site.policy.stop_grace_s)
         self._process = None
         self._loaded = []
         self._site.state.forget(self.id)
-        if self._restart_asked:
-            self._forgive()
 
     def _fail(self, error: str, tail: list[str] | None = None) -> None:
         self._log_tail = tail or []
@@ -373,34 +358,11 @@ class Keeper:
         log.error("%s: %s", self.id, error)
         self._set("failed", error)
 
-    # -- small parts
-
     def _set(self, state: str, error: str = "") -> None:
         if state != self._state:
             self._since_mono = time.monotonic()
         self._state, self._error = state, error
         self._site.changed()
-
-    def _write_record(self, argv: list[str] | None) -> None:
-        process = self._process
-        if process is None:
-            return
-        known = self._site.state.records().get(self.id) if argv is None else None
-        self._site.state.write(
-            Record(
-                id=self.id,
-                pid=process.pid,
-                starttime=process.starttime,
-                boot_id=self._site.boot_id,
-                port=self._port,
-                spec_digest=self._running.digest,
-                argv=argv if argv is not None else (known.argv if known else []),
-                log=str(self._site.state.log_path(self.id)),
-                started_wall=known.started_wall if known else time.time(),
-                version=self._version,
-                restarts=self.restarts,
-            )
-        )
 
     async def _until_wake(self, timeout_s: float | None) -> None:
         try:
@@ -434,14 +396,3 @@ class Keeper:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-
-
-_ANNOUNCE = "olol-agent: "
-
-
-def _announce(path: Path, argv: tuple[str, ...]) -> None:
-    """Mark a start in the engine's log, so that crashes can be told apart."""
-    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{_ANNOUNCE}{stamp} starting {' '.join(argv)[:500]}\n")

@@ -17,7 +17,7 @@ from typing import Any
 from . import __version__, proc
 from .api import Api, Facts
 from .devices import open_devices
-from .errors import AgentError, StartError
+from .errors import AgentError, BadRequest, StartError
 from .records import State
 from .sampler import Sampler
 from .server import Server
@@ -80,12 +80,15 @@ async def _serve(options: argparse.Namespace, policy: Policy, state: State) -> i
     # Engines outlive a killed or stopped agent; only /v1/shutdown may end them.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, False)
-    source = open_devices(options.simulated)
+    try:
+        source = open_devices(options.simulated)
+    except ValueError as error:
+        raise BadRequest(f"--simulated: {error}") from error
     simulated = options.simulated is not None
     sampler = Sampler(source, _SIMULATED_SAMPLE_HZ if simulated else _SAMPLE_HZ)
     sampler.start()
     archive = image()
-    facts = Facts(source, _sha256(archive) if archive else "", simulated=simulated)
+    facts = Facts(source, sampler.errors, _sha256(archive) if archive else "", simulated=simulated)
     # Late binding: telemetry asks the supervisor, which tells telemetry of changes.
     telemetry = Telemetry(sampler.latest, lambda: _engines(supervisor), facts.foreign_urls)
     supervisor = Supervisor(state, policy, source, self_argv(), telemetry.changed)

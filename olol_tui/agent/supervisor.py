@@ -13,9 +13,10 @@ from .devices import DeviceSource
 from .engines import Context
 from .engines.simulated import stats
 from .errors import BadRequest, NotFound
-from .keeper import MARK_STATE, Keeper, Site
+from .keeper import Keeper
 from .process import Process
 from .records import Record, State
+from .site import MARK_STATE, Site
 from .spec import Policy, Spec
 
 log = logging.getLogger(__name__)
@@ -149,12 +150,12 @@ class Supervisor:
         if task.cancelled():
             return
         error = task.exception()
-        if error is not None:
-            log.error("the keeper of %s failed", keeper.id, exc_info=error)
         if self._keepers.get(keeper.id) is keeper:
             del self._keepers[keeper.id]
         again = keeper.wanted
-        if again is not None:
+        if error is not None:
+            log.error("the keeper of %s failed", keeper.id, exc_info=error)
+        elif again is not None:
             self._keep(again, None)
         self._changed()
 

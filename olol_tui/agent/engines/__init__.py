@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..errors import EngineError
-from .base import Context, EngineKind, Launch
+from .base import Context, EngineKind, Launch, Unsupported
 from .embedded import Embedded
 from .llama_server import LlamaServer
 from .ollama import Ollama
 from .simulated import Simulated
 
-__all__ = ["Context", "EngineKind", "Launch", "kind_of"]
+__all__ = ["Context", "EngineKind", "Launch", "Unsupported", "kind_of"]
 
 _KINDS: dict[str, EngineKind] = {
     kind.name: kind for kind in (Ollama(), LlamaServer(), Embedded(), Simulated())

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from .. import client
-from ..errors import EngineError
+from ..errors import EngineError, Malformed
+from ..gguf import read_header
 from ..spec import Policy, Spec
 
 _VISIBILITY = (
@@ -54,6 +55,10 @@ class Launch:
     version: str = ""
 
 
+class Unsupported(Exception):
+    """This build of the engine refuses a feature: start it again with `plain=True`."""
+
+
 class EngineKind:
     """Base: one subclass a kind."""
 
@@ -61,19 +66,20 @@ class EngineKind:
     runner = False
     """True when its process serves exactly one model."""
 
-    def launch(self, spec: Spec, port: int, context: Context) -> Launch:
-        """How to start it.
+    def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
+        """How to start it; `plain`: without what `ready` found unsupported.
 
         Raises:
             EngineError: it cannot be started here, with what to do about it.
         """
         raise NotImplementedError
 
-    async def ready(self, port: int) -> str | None:
+    async def ready(self, spec: Spec, port: int) -> str | None:
         """Its version (may be empty) once it answers, None while it does not yet.
 
         Raises:
             client.CallError: nothing answers.
+            Unsupported: it runs, but not with all the features it was started with.
         """
         raise NotImplementedError
 
@@ -151,16 +157,20 @@ async def health(port: int) -> bool:
 
 
 def model_file(spec: Spec) -> Path:
-    """The GGUF of a runner.
+    """The GGUF of a runner; reads its header.
 
     Raises:
-        EngineError: it is not there or cannot be read.
+        EngineError: it is not there, cannot be read, or is no GGUF.
     """
     if spec.model is None:
         raise EngineError(f"{spec.id} has no model")
     path = Path(spec.model.path)
     if not path.is_file():
         raise EngineError(f"the model file {path} does not exist")
-    if not os.access(path, os.R_OK):
-        raise EngineError(f"the model file {path} cannot be read")
+    try:
+        read_header(str(path))
+    except Malformed as error:
+        raise EngineError(error.message) from error
+    except OSError as error:
+        raise EngineError(f"the model file {path} cannot be read: {error.strerror}") from error
     return path

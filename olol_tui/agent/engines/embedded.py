@@ -11,13 +11,15 @@ import os
 import signal
 import sys
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError
+from ..errors import AgentError, EngineError
+from ..gguf import read_header
 from ..spec import Spec
 from ..templates import jinja
 from .base import Context, EngineKind, Launch, health, model_file
-from .llama_server import runner_loaded
+from .llama_server import is_embedding, runner_loaded
 
 _PACKAGE = "xllamacpp"
 _EXIT_GRACE_S = 8
@@ -28,7 +30,7 @@ class Embedded(EngineKind):
     name = "embedded"
     runner = True
 
-    def launch(self, spec: Spec, port: int, context: Context) -> Launch:
+    def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         installed = installed_version()
         if installed is None:
             raise EngineError(
@@ -46,12 +48,12 @@ class Embedded(EngineKind):
             argv += ["--alias", spec.model.name]
         return Launch((*argv, *spec.args), {**context.environ, **spec.env}, version=installed)
 
-    async def ready(self, port: int) -> str | None:
+    async def ready(self, spec: Spec, port: int) -> str | None:
         return "" if await health(port) else None
 
     async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
         # The wheel computes on the CPU whatever device the engine is shown under.
-        return runner_loaded(spec, await health(port), on_gpu=False)
+        return await runner_loaded(spec, await health(port), on_gpu=False)
 
 
 def installed_version() -> str | None:
@@ -78,7 +80,12 @@ def main(argv: list[str]) -> int:
     stops = {signal.SIGTERM, signal.SIGINT}
     # Before the library starts threads: they inherit the mask, so only sigwait takes these.
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-    server = _serve(options)
+    try:
+        read_header(options.model)
+        server = _serve(options)
+    except (AgentError, OSError, RuntimeError) as error:
+        print(f"cannot serve {options.model}: {error}", file=sys.stderr)
+        return 1
     print(f"serving {options.model} at {server.listening_address}", file=sys.stderr, flush=True)
     signal.sigwait(stops)
     signal.alarm(_EXIT_GRACE_S)
@@ -105,7 +112,7 @@ def _serve(options: argparse.Namespace) -> Any:
     # Completions and embeddings from one server: with a pooling type set, llama-server
     # pools only the requests that ask for embeddings.
     params.embedding = True
-    if not _has_pooling(options.model):
+    if not is_embedding(Path(options.model)):
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     # An embedding must fit one physical batch.
     params.n_ubatch = min(max(512, options.ctx), 2048)
@@ -115,10 +122,3 @@ def _serve(options: argparse.Namespace) -> Any:
     if options.alias:
         params.model_alias = {options.alias}
     return xllamacpp.Server(params)
-
-
-def _has_pooling(path: str) -> bool:
-    """True for embedding models: their header says how they pool."""
-    from ..gguf import read_header
-
-    return "embedding" in read_header(path).capabilities

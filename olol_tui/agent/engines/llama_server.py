@@ -2,55 +2,121 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
-from ..gguf import replica_bytes
+from .. import client
+from ..errors import Malformed
+from ..gguf import loose_digest, read_header, replica_bytes
 from ..spec import Spec
 from ..templates import jinja
-from .base import Context, EngineKind, Launch, device_env, find_program, health, model_file
+from .base import (
+    Context,
+    EngineKind,
+    Launch,
+    Unsupported,
+    device_env,
+    find_program,
+    health,
+    model_file,
+)
+
+_ALL_LAYERS = "999"
+_PROBE_TIMEOUT_S = 60.0
 
 
 class LlamaServer(EngineKind):
     name = "llama-server"
     runner = True
 
-    def launch(self, spec: Spec, port: int, context: Context) -> Launch:
+    def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         program = find_program("llama-server", spec.binary, context.environ)
         path = model_file(spec)
-        env = device_env(spec, context, hide_vulkan=False)
         # A variable such as LLAMA_ARG_PORT of the operator's shell must not reach it.
+        env = device_env(spec, context, hide_vulkan=False)
         env = {k: v for k, v in env.items() if not k.startswith("LLAMA_ARG_")}
         env.update(spec.env)
         on_gpu = context.vendors(spec) & {"nvidia", "amd"}
         argv = [program, "--host", "127.0.0.1", "--port", str(port), "-m", str(path)]
         argv += ["-c", str(spec.num_ctx * spec.slots), "-np", str(spec.slots)]
-        argv += ["--no-webui", "--jinja", "-ngl", "999" if on_gpu else "0"]
+        argv += ["--no-webui", "--jinja", "-ngl", _ALL_LAYERS if on_gpu else "0"]
         if not on_gpu:
             argv += ["-t", str(max(1, context.cpus))]
         template = jinja(spec.model.chat_template) if spec.model else ""
         if template:
             argv += ["--chat-template", template]
+        argv += embedding_args(path, spec, plain)
         return Launch((*argv, *spec.args), env)
 
-    async def ready(self, port: int) -> str | None:
-        return "" if await health(port) else None
+    async def ready(self, spec: Spec, port: int) -> str | None:
+        if not await health(port):
+            return None
+        if spec.model is not None and not is_embedding(Path(spec.model.path)):
+            await _completes(port)
+        return ""
 
     async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
-        return runner_loaded(spec, await health(port))
+        on_gpu = bool(spec.devices) and spec.devices != ("cpu",)
+        return await runner_loaded(spec, await health(port), on_gpu=on_gpu)
 
 
-def runner_loaded(spec: Spec, healthy: bool, *, on_gpu: bool = True) -> list[dict[str, Any]]:
+def is_embedding(path: Path) -> bool:
+    """True for models that only embed: their header says how they pool."""
+    try:
+        return "embedding" in read_header(str(path)).capabilities
+    except (OSError, Malformed):
+        return False
+
+
+def embedding_args(path: Path, spec: Spec, plain: bool) -> list[str]:
+    """Flags that make one server complete and embed.
+
+    Current builds pool only the requests that ask for embeddings. Older ones refuse every
+    completion once embeddings are on; `ready` finds out, and `plain` leaves them off.
+    """
+    if any(arg in ("--embedding", "--embeddings", "--pooling") for arg in spec.args):
+        return []
+    batch = ["-ub", str(min(max(512, spec.num_ctx), 2048))]  # an input must fit one batch
+    if is_embedding(path):
+        return ["--embeddings", *batch]
+    return [] if plain else ["--embeddings", "--pooling", "mean", *batch]
+
+
+async def _completes(port: int) -> None:
+    """Raises Unsupported when the server refuses completions altogether."""
+    body = {"prompt": "a", "n_predict": 1, "cache_prompt": False}
+    reply = await client.call(
+        port, "/completion", method="POST", body=body, timeout_s=_PROBE_TIMEOUT_S
+    )
+    if reply.status == 501 or (reply.status >= 400 and b"embedding" in reply.body):
+        raise Unsupported("this llama-server does not complete while embeddings are on")
+
+
+async def runner_loaded(spec: Spec, healthy: bool, *, on_gpu: bool) -> list[dict[str, Any]]:
     """The one model of a runner that answers; its KV cache is computed from its header."""
     if spec.model is None or not healthy:
         return []
-    size = replica_bytes(spec.model.path, spec.num_ctx * spec.slots)
+    loop = asyncio.get_running_loop()
+    facts = await loop.run_in_executor(None, _facts, spec)
+    size_bytes, digest = facts
     return [
         {
             "name": spec.model.name,
-            "digest": "",
-            "size_bytes": size,
-            "vram_bytes": size if on_gpu and spec.devices and spec.devices != ("cpu",) else 0,
+            "digest": digest,
+            "size_bytes": size_bytes,
+            "vram_bytes": size_bytes if on_gpu else 0,
             "context_length": spec.num_ctx,
             "expires_at": "",
         }
     ]
+
+
+def _facts(spec: Spec) -> tuple[int, str]:
+    """(bytes, digest); both are read from disk once and cached while the file is unchanged."""
+    path = spec.model.path if spec.model else ""
+    try:
+        digest = loose_digest(path)
+    except OSError:
+        digest = ""
+    return replica_bytes(path, spec.num_ctx * spec.slots), digest

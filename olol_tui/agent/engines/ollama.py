@@ -17,7 +17,7 @@ _NEVER_AFTER = timedelta(days=365 * 50)
 class Ollama(EngineKind):
     name = "ollama"
 
-    def launch(self, spec: Spec, port: int, context: Context) -> Launch:
+    def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         program = find_program("ollama", spec.binary, context.environ)
         env = device_env(spec, context, hide_vulkan=True)
         env.update(
@@ -39,7 +39,7 @@ class Ollama(EngineKind):
         env.update(spec.env)
         return Launch((program, "serve", *spec.args), env)
 
-    async def ready(self, port: int) -> str | None:
+    async def ready(self, spec: Spec, port: int) -> str | None:
         return await version(port)
 
     async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from .ollama import ps, version
 class Simulated(EngineKind):
     name = "simulated"
 
-    def launch(self, spec: Spec, port: int, context: Context) -> Launch:
+    def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         if "simulated" not in context.vendors(spec) and spec.devices:
             raise EngineError(
                 "a simulated engine needs simulated devices",
@@ -39,7 +39,7 @@ class Simulated(EngineKind):
         )
         return Launch(argv, {**context.environ, **spec.env})
 
-    async def ready(self, port: int) -> str | None:
+    async def ready(self, spec: Spec, port: int) -> str | None:
         return await version(port)
 
     async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
