@@ -109,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.set_defaults(run=_run_doctor)
 
+    stop = commands.add_parser(
+        "stop", parents=[shared], help="stop engines and agents that a core has left running"
+    )
+    stop.set_defaults(run=_run_stop)
+
     for name, help_text in (
         ("place", "load a model on a GPU"),
         ("unload", "unload a model from a GPU"),
@@ -226,7 +231,7 @@ def _print_fleet(raw: bytes, *, as_json: bool) -> int:
 
 def _run_demo(args: argparse.Namespace) -> int:
     from olol_tui import serving
-    from olol_tui.core import DemoOptions
+    from olol_tui.demo import DemoOptions
     from olol_tui.demo_fleet import demo_config, demo_paths
 
     paths = demo_paths(args.state_dir)
@@ -248,6 +253,13 @@ def _run_doctor(args: argparse.Namespace) -> int:
     else:
         print("\n".join(report_lines(findings, colour=_wants_colour(sys.stdout))))
     return EXIT_FAILED if any(finding.state == "bad" for finding in findings) else 0
+
+
+def _run_stop(args: argparse.Namespace) -> int:
+    from olol_tui import serving
+
+    paths = Paths.resolve(args.state_dir, args.config)
+    return asyncio.run(serving.stop(paths, sys.stdout))
 
 
 def _run_command(args: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ class Paths:
     """Sockets and locks: 0700, ours, exists; its name holds a hash of `state_dir`."""
     cache_dir: Path
     models_dir: Path
-    """GGUF files the user puts here are found without configuration."""
+    """GGUF files the user puts here are found without configuration; exists."""
     log_file: Path
     user_themes: Path
 
@@ -46,7 +46,8 @@ class Paths:
     def resolve(cls, state_dir: Path | None = None, config_file: Path | None = None) -> Paths:
         """The paths of this user, or all of them under `state_dir` (sockets excepted).
 
-        Creates the state and runtime directories: whatever is opened next lies in them.
+        Creates the state, models and runtime directories: what is opened next lies in them,
+        and the models' one is found by looking for it.
 
         Raises:
             UnsafeDirectory: the runtime directory belongs to somebody else, or a directory
@@ -68,6 +69,7 @@ class Paths:
             models = platformdirs.user_data_path(APP) / "models"
         try:
             state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            models.mkdir(parents=True, exist_ok=True)
             runtime = _runtime_dir(state)
         except OSError as error:
             raise UnsafeDirectory(

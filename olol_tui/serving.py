@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from olol_tui.errors import LinkError, OlolError
 from olol_tui.jsonlog import logging_to
@@ -25,15 +25,17 @@ from olol_tui.remote import RemoteLink, find_running
 if TYPE_CHECKING:
     from olol_tui.config import ClusterConfig
     from olol_tui.console.app import ConsoleOptions
-    from olol_tui.core import Core, DemoOptions
+    from olol_tui.core import Core
+    from olol_tui.demo import DemoOptions
     from olol_tui.fleet.snapshot import Fleet
 
 log = logging.getLogger(__name__)
 
 STARTS_WITHIN_S = 30.0
 """A core that holds the lock but does not listen yet is waited for so long."""
-FACTS_WITHIN_S = 30.0
-"""How long `--once` waits for the nodes' first facts."""
+FACTS_WITHIN_S = 15.0
+"""How long «ready» and `--once` wait for the nodes' first facts; a node that cannot be
+reached must not keep the others from serving."""
 
 
 class AlreadyRunning(OlolError):
@@ -56,12 +58,13 @@ async def serve(config: ClusterConfig, paths: Paths, demo: DemoOptions | None = 
     """The core alone, until SIGTERM or SIGINT; a second signal does not wait for requests."""
     with logging_to(None), _only_core(paths), _stop_signals() as stop:
         async with _core(config, paths, demo) as core:
+            await _first_facts(core, stop)
             print(f"ready {core.address}", flush=True)
             log.info("ready", extra={"address": core.address, "pid": os.getpid()})
             await stop.wait()
             log.info("draining")
             await core.drain()
-    log.info("stopped")
+        log.info("stopped")
     return 0
 
 
@@ -103,12 +106,38 @@ async def snapshot(config: ClusterConfig, paths: Paths) -> Fleet:
     with logging_to(paths.log_file), _only_core(paths):
         # Whoever only looks leaves nothing running behind.
         async with _core(quiet, paths, None, stop_engines=True) as core:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FACTS_WITHIN_S):
-                    async for fleet in core.link.changes():
-                        if all(node.state != "connecting" for node in fleet.nodes):
-                            break
+            await _first_facts(core, asyncio.Event())
             return core.link.fleet
+
+
+async def _first_facts(core: Core, stop: asyncio.Event) -> None:
+    """Return when every node has said what it has, or the time is up, or `stop` is set.
+
+    Until then the gateway would answer «no such model» about models that are there.
+    """
+
+    async def heard() -> None:
+        async for fleet in core.link.changes():
+            if all(node.state != "connecting" for node in fleet.nodes):
+                return
+
+    tasks = {asyncio.create_task(heard()), asyncio.create_task(stop.wait())}
+    await asyncio.wait(tasks, timeout=FACTS_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def stop(paths: Paths, out: TextIO) -> int:
+    """End what an earlier core left running.
+
+    Raises:
+        AlreadyRunning: a core still uses it.
+    """
+    from olol_tui.leftovers import stop_all
+
+    with _only_core(paths):
+        return await stop_all(paths, out)
 
 
 async def wait_for_core(paths: Paths) -> bool:
@@ -178,7 +207,8 @@ def _only_core(paths: Paths) -> Iterator[None]:
             raise AlreadyRunning(
                 f"{paths.state_dir} is held by pid {pid or 'unknown'}"
                 + (f" ({command})" if command else ""),
-                hint="Attach a console to it with olol-tui, or use another --state-dir.",
+                hint=f"Attach a console to it with olol-tui, end it with kill {pid}, "
+                "or use another --state-dir.",
             ) from None
         lock.seek(0)
         lock.truncate()
