@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from .catalogue import SimModel
-    from .host import Lease
+    from .claims import Lease
     from .httpd import Exchange
     from .metronome import Beat
     from .server import SimServer
@@ -171,7 +171,10 @@ class Call:
         self._timer = None
         self.decode_began_ns = time.monotonic_ns()
         if self.work.kind == "embed":
-            self._end("")
+            if self._fault is not None and self._fault.kind != "slow":
+                self._strike(self._fault)
+            else:
+                self._end("")
             return
         self._stage = "decode"
         if self.total == 0:
@@ -303,5 +306,5 @@ class Call:
             return None
         self._leave("failed")
         self._server.failed += 1
-        self.exchange.cut(b"" if self.exchange.streaming else dumps({"response": self.text()}))
+        self.exchange.cut(b"" if self.work.stream else dumps({"response": self.text()}))
         return None

@@ -182,9 +182,17 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         if len(self._buffer) > MAX_HEAD_BYTES + MAX_BODY_BYTES:
-            self._refuse(413, "request body too large")
+            if self._exchange is None:
+                self._refuse(413, "request body too large")
+            else:  # pipelined behind a reply that is still on its way
+                self.reset()
             return
         self._parse()
+
+    def eof_received(self) -> None:
+        # As Go's server: a peer that ends its side has left, nothing more is sent to it.
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -13,7 +13,8 @@ from .ask import check_options, compose, flatten
 from .call import Call
 from .httpd import JSON, SSE, Exchange, dumps
 from .jsonbody import BadRequest, parse_object
-from .native import embed_work, vectors_for
+from .native import embed_work
+from .replies import vectors_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import native, openai
+from . import native, openai, replies
 from .call import Call
 from .catalogue import SimModel, canonical, open_catalogue
 from .faults import Faults
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     Route = Callable[["SimServer", Exchange], None]
 
-VERSION = "0.20.0-simulated"
 _LOAD_UTIL_PERCENT = 9.0
 """Copying weights keeps a device nearly idle."""
 _UTIL_WINDOW_S = 1.0
@@ -42,7 +41,7 @@ class SimServer:
         self.models: dict[str, SimModel] = open_catalogue(settings.models)
         self.loop = asyncio.get_running_loop()
         self.metronome = Metronome(self.loop)
-        self.host = Host(settings, self.models, self.log, self.touched)
+        self.host = Host(settings, self.log, self.touched)
         self.faults = Faults()
         self.decoding = 0
         """Requests that decode now, over all models."""
@@ -102,7 +101,7 @@ class SimServer:
         try:
             route(self, exchange)
         except BadRequest as bad:
-            shape = openai.error_body if exchange.path.startswith("/v1/") else native.error_body
+            shape = openai.error_body if exchange.path.startswith("/v1/") else replies.error_body
             exchange.reply(bad.status, shape(bad.status, str(bad)), JSON)
 
     def _hit(self, exchange: Exchange, kind: str) -> bool:
@@ -110,7 +109,7 @@ class SimServer:
         if kind in ("refuse", "cut"):
             exchange.reset()
         elif kind in ("500", "503"):
-            exchange.reply(int(kind), native.error_body(int(kind), "simulated fault"), JSON)
+            exchange.reply(int(kind), replies.error_body(int(kind), "simulated fault"), JSON)
         elif kind != "hang":
             return False
         return True

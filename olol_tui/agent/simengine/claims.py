@@ -1,0 +1,124 @@
+"""What a request may hold of the simulated device: a model's memory, then a slot of it.
+
+Plain records; `host.Host` keeps the rules.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from .catalogue import SimModel
+    from .host import Host
+
+
+class Runner:
+    """One model that is resident or on its way."""
+
+    __slots__ = (
+        "active",
+        "draining",
+        "expires_wall",
+        "line",
+        "load_s",
+        "model",
+        "num_ctx",
+        "ready",
+        "refs",
+        "session_s",
+        "slots",
+        "started_mono",
+        "timer",
+        "used_mono",
+        "vram_bytes",
+    )
+
+    def __init__(self, model: SimModel, num_ctx: int, slots: int, load_s: float) -> None:
+        self.model = model
+        self.num_ctx = num_ctx
+        self.slots = slots
+        self.vram_bytes = model.vram_bytes(num_ctx, slots)
+        self.load_s = load_s
+        self.started_mono = time.monotonic()
+        self.ready = False
+        self.refs = 0
+        """Requests that hold it, in a slot or in line for one."""
+        self.active = 0
+        self.line: collections.deque[Lease] = collections.deque()
+        """Waiting for a slot, first come first served."""
+        self.draining = False
+        """It is to be unloaded as soon as it is idle; takes no new requests."""
+        self.session_s = 0.0
+        self.used_mono = self.started_mono
+        self.expires_wall: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def progress(self) -> float:
+        """Share of the load that is done, 0..1."""
+        if self.ready or self.load_s <= 0:
+            return 1.0
+        return min(1.0, (time.monotonic() - self.started_mono) / self.load_s)
+
+
+class Lease:
+    """A request's claim on a model: first on its memory, then on a slot."""
+
+    __slots__ = (
+        "_host",
+        "_on_error",
+        "_on_ready",
+        "_on_slot",
+        "closed",
+        "has_slot",
+        "keep_alive_s",
+        "model",
+        "num_ctx",
+        "runner",
+    )
+
+    def __init__(
+        self,
+        host: Host,
+        model: SimModel,
+        num_ctx: int,
+        keep_alive_s: float | None,
+        on_ready: Callable[[], None],
+        on_error: Callable[[int, str], None],
+    ) -> None:
+        self._host = host
+        self.model = model
+        self.num_ctx = num_ctx
+        self.keep_alive_s = keep_alive_s
+        self._on_ready = on_ready
+        self._on_error = on_error
+        self._on_slot: Callable[[], None] = lambda: None
+        self.runner: Runner | None = None
+        self.has_slot = False
+        self.closed = False
+
+    def take_slot(self, on_slot: Callable[[], None]) -> None:
+        """Calls `on_slot` at once or when it is this request's turn."""
+        self._on_slot = on_slot
+        self._host.enter_line(self)
+
+    def close(self) -> None:
+        """Gives everything back, wherever the request stands. Safe to call twice."""
+        if not self.closed:
+            self.closed = True
+            self._host.leave(self)
+
+    def granted(self) -> None:
+        self._on_ready()
+
+    def slot_granted(self) -> None:
+        self.has_slot = True
+        self._on_slot()
+
+    def refused(self, status: int, message: str) -> None:
+        self.closed = True
+        self._on_error(status, message)
