@@ -66,6 +66,8 @@ _WORDS = [
     "already",
 ]
 _LOOK_S = 1.0
+_FITS_SHARE = 0.85
+"""Of a device's memory: the rest is for the context."""
 
 Kind = Literal["chat", "generate", "embed", "openai"]
 
@@ -256,11 +258,14 @@ class Traffic:
                     tasks.create_task(self._send(persona, ask))
 
     def _catalogue(self) -> list[Model]:
-        """All models of the fleet, the smaller the more popular, as in life."""
+        """The models that fit a device, the smaller the more popular, as in life."""
+        nodes = self._fleet.fleet.nodes
+        largest = max((d.vram_bytes or 0 for n in nodes for d in n.devices), default=0)
         models = {
             canonical(model.name): model
-            for node in self._fleet.fleet.nodes
+            for node in nodes
             for model in node.library
+            if model.size_bytes < largest * _FITS_SHARE
         }
         return sorted(models.values(), key=lambda model: (model.size_bytes, model.name))
 

@@ -146,12 +146,11 @@ def library_request(
 def usable(library: Iterable[Model], chosen: Plan) -> tuple[Model, ...]:
     """What the node's engines can load of what it holds.
 
-    A runner needs a file; an Ollama needs an entry of its store, which has a manifest and so
-    a name that the store knows: loose files have a path and no place in it.
+    A runner is given a file. An engine of many models knows only the names in its store:
+    loose files (those with a path) are not among them.
     """
-    if chosen.runner is not None:
-        return tuple(model for model in library if model.path)
-    return tuple(library)
+    wants_path = chosen.runner is not None
+    return tuple(model for model in library if bool(model.path) == wants_path)
 
 
 def _device_groups(

@@ -107,7 +107,7 @@ class EngineClient:
         return tuple(
             Loaded(
                 name=one.name,
-                digest=one.digest,
+                digest=_digest(one.digest),
                 size_bytes=one.size,
                 vram_bytes=one.size_vram,
                 context_length=one.context_length,
@@ -186,7 +186,7 @@ def _model(tag: _Tag) -> Model:
     details = tag.details
     return Model(
         name=tag.name,
-        digest=tag.digest if not tag.digest or ":" in tag.digest else f"sha256:{tag.digest}",
+        digest=_digest(tag.digest),
         size_bytes=tag.size,
         modified_at=tag.modified_at,
         format=details.format or "gguf",
@@ -196,6 +196,11 @@ def _model(tag: _Tag) -> Model:
         quantization=details.quantization_level or "",
         capabilities=tuple(tag.capabilities) if tag.capabilities else _capabilities(tag),
     )
+
+
+def _digest(told: str) -> str:
+    """Ollama leaves the algorithm out of its lists."""
+    return told if not told or ":" in told else f"sha256:{told}"
 
 
 def _capabilities(tag: _Tag) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ class LocalRoad:
         self._zip: Path | None = None
         self._sha256 = ""
         self._pid: int | None = None
-        """Of the agent if it is our child: to be reaped."""
+        """Of the agent, once known. It may be our child: then it is to be reaped."""
 
     @property
     def kind(self) -> Literal["local", "ssh"]:
@@ -88,6 +88,7 @@ class LocalRoad:
         self._reap()
         hello = await self._hello()
         if hello is not None:
+            self._pid = hello.pid
             started_with = await asyncio.to_thread(self._read_launch)
             if started_with is None or started_with == wanted:
                 # An agent without a record was started by hand: it is taken as it is.
@@ -155,7 +156,6 @@ class LocalRoad:
             hello.version,
             "other simulated devices" if stop_engines else "other program",
         )
-        self._pid = self._pid or hello.pid
         async with AgentClient(self.agent_transport(), self._node) as client:
             await client.shutdown(stop_engines=stop_engines)
         if not await self.gone(EXIT_TIMEOUT_S):
@@ -232,17 +232,15 @@ class LocalRoad:
         return " | ".join(text.strip().splitlines()[-_LOG_LINES:])[-600:] or "its log is empty"
 
     def _has_exited(self) -> bool:
-        if self._pid is None or self._reap() is not None:
-            return not self._socket_is_served()
+        if self._pid is None:
+            return not self._socket.exists()  # It removes its socket when it ends.
+        if self._reap() is not None:
+            return True
         try:
             os.kill(self._pid, 0)
         except ProcessLookupError:
             return True
         return False
-
-    def _socket_is_served(self) -> bool:
-        """True while the socket file is there: the agent removes it when it ends."""
-        return self._socket.exists()
 
     def _reap(self) -> int | None:
         """Collect our child if it ended; its exit code (negative: signal), None if it lives."""
@@ -251,7 +249,7 @@ class LocalRoad:
         try:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
         except ChildProcessError:
-            return None  # Not our child: an agent that an earlier console started.
+            return None  # Not our child: an earlier console started it.
         if pid == 0:
             return None
         self._pid = None
