@@ -27,21 +27,24 @@ class Speed:
     samples: int = 0
 
 
+_PRIOR = Speed()
+
+
 class Speeds:
     """Learned speeds by (engine, model), load bandwidth by node."""
 
-    __slots__ = ("_bandwidth", "_speeds")
+    __slots__ = ("_bandwidth", "_by_model", "_speeds")
 
     def __init__(self) -> None:
+        self._by_model: dict[str, Speed] = {}
         self._speeds: dict[tuple[str, str], Speed] = {}
         self._bandwidth: dict[str, float] = {}
 
     def of(self, engine: str, model: str) -> Speed:
-        key = (engine, model)
-        found = self._speeds.get(key)
-        if found is None:
-            found = self._speeds[key] = Speed()
-        return found
+        """What is known of a model on an engine. One that never served it is taken for as fast
+        as the others: a prior alone would keep it idle beside engines with a sample."""
+        found = self._speeds.get((engine, model))
+        return found or self._by_model.get(model) or _PRIOR
 
     def served(
         self,
@@ -53,14 +56,17 @@ class Speeds:
         decode_tps: float | None = None,
     ) -> None:
         """Learn from one finished request; a value the reply did not give stays as it was."""
-        speed = self.of(engine, model)
-        weight = 1.0 if not speed.samples else _WEIGHT
-        speed.samples += 1
-        speed.service_s += weight * (service_s - speed.service_s)
-        if prefill_tps:
-            speed.prefill_tps += weight * (prefill_tps - speed.prefill_tps)
-        if decode_tps:
-            speed.decode_tps += weight * (decode_tps - speed.decode_tps)
+        for speed in (
+            self._speeds.setdefault((engine, model), Speed()),
+            self._by_model.setdefault(model, Speed()),
+        ):
+            weight = _WEIGHT if speed.samples else 1.0
+            speed.samples += 1
+            speed.service_s += weight * (service_s - speed.service_s)
+            if prefill_tps:
+                speed.prefill_tps += weight * (prefill_tps - speed.prefill_tps)
+            if decode_tps:
+                speed.decode_tps += weight * (decode_tps - speed.decode_tps)
 
     def loaded(self, node: str, size_bytes: int, took_s: float) -> None:
         """Learn a node's load bandwidth from one finished load."""
