@@ -94,7 +94,7 @@ def read(body: bytes) -> RouteBody:
         found = _ROUTE.decode(body)
     except msgspec.ValidationError as error:
         raise BadBody(f"invalid request: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadBody(f"invalid JSON: {error}") from error
     if not found.model:
         found.model = found.name

@@ -59,11 +59,11 @@ def command(kind: str, port: int) -> list[str]:
     model = str(gguf())
     if kind == "embedded":
         argv = [sys.executable, "-c", _EMBEDDED, "--model", model, "--port", str(port)]
-        argv += ["--ctx", str(CONTEXT), "--alias", MODEL.name]
+        argv += ["--ctx", str(CONTEXT), "--alias", MODEL.name, "--threads", "1"]
         return [*argv, "--chat-template", TEMPLATE.read_text()]
     argv = [str(_LLAMA_SERVER), "-m", model, "--host", "127.0.0.1", "--port", str(port)]
     argv += ["-c", str(CONTEXT), "-np", "1", "--jinja", "--embeddings", "--pooling", "mean"]
-    argv += ["-ub", str(CONTEXT), "--alias", MODEL.name, "--no-webui", "-ngl", "0"]
+    argv += ["-ub", str(CONTEXT), "--alias", MODEL.name, "--no-webui", "-ngl", "0", "-t", "1"]
     return [*argv, "--chat-template-file", str(TEMPLATE)]
 
 
