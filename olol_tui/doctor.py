@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import httpx
 import msgspec
 
 from olol_tui import __version__
@@ -31,6 +30,7 @@ from olol_tui.paths import Paths
 from olol_tui.ports import listener_on
 from olol_tui.remote import RemoteLink
 from olol_tui.units import format_size
+from olol_tui.unixhttp import UnixTransport
 
 State = Literal["good", "note", "warn", "bad"]
 
@@ -155,7 +155,7 @@ def _is_real(node: NodeConfig) -> bool:
 @asynccontextmanager
 async def _agent(paths: Paths, node: str) -> AsyncIterator[AgentClient]:
     """The node's running agent, else one that ends with the block and leaves nothing."""
-    running = AgentClient(httpx.AsyncHTTPTransport(uds=str(paths.agent_socket(node))), node)
+    running = AgentClient(UnixTransport(paths.agent_socket(node)), node)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(running)
         try:

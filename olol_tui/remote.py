@@ -21,6 +21,7 @@ from olol_tui.errors import LinkError, OlolError
 from olol_tui.fleet.commands import Accepted, AnyCommand, encode_command
 from olol_tui.fleet.snapshot import Alert, Fleet, decode
 from olol_tui.paths import Paths
+from olol_tui.unixhttp import UnixTransport
 
 CALL_TIMEOUT_S = 30.0
 """A command is accepted or refused at once; a busy machine may still take a while."""
@@ -71,7 +72,7 @@ class RemoteLink:
     def __init__(self, control_socket: Path) -> None:
         self._socket = control_socket
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(control_socket), verify=False),
+            transport=UnixTransport(control_socket),
             base_url="http://localhost",
             timeout=CALL_TIMEOUT_S,
             trust_env=False,
