@@ -14,6 +14,8 @@ from olol_tui.routing.roster import Seat
 from olol_tui.routing.speeds import Speeds
 
 _FAILED_BEFORE = "it failed this request before"
+LOAD_TIE = 1.3
+"""Load times within this factor count as equal: they are estimates."""
 NOBODY = "no engine can take it now"
 LOAD_MARGIN = 1.2
 """A further replica must beat waiting by this factor: loads are estimates and evict others."""
@@ -177,11 +179,7 @@ def _load_or_wait(
             # Evicted models will be wanted again: charge their reload to this load.
             load_s = speeds.load_s(seat.node, seat.size_bytes + evicted_bytes)
             loads.append(Candidate(seat, 0.0, load_s, _prefill_s(ask, seat, speeds)))
-    best = min(
-        loads,
-        key=lambda c: (round(c.ttft_s, 2), busy.by_engine.get(c.seat.key, 0), -_free(c.seat)),
-        default=None,
-    )
+    best = _best_load(loads, busy)
     wait_s = _queue_wait_s(ask, full, loading, speeds, waiting)
     if not full and not loading:
         if best is not None:
@@ -203,6 +201,15 @@ def _load_or_wait(
     verb = "a slot on" if full else "the load on"
     reason = f"waiting for {verb} {place}, about {wait_s:.1f} s"
     return Decision("wait", None, tuple(loads), tuple(rejected), reason)
+
+
+def _best_load(loads: list[Candidate], busy: Occupancy) -> Candidate | None:
+    """The quickest load; among those about as quick, the emptiest device."""
+    if not loads:
+        return None
+    limit_s = LOAD_TIE * min(c.ttft_s for c in loads)
+    near = [c for c in loads if c.ttft_s <= limit_s]
+    return min(near, key=lambda c: (busy.by_engine.get(c.seat.key, 0), -_free(c.seat)))
 
 
 def _ruled_out(ask: Ask, seat: Seat, busy: Occupancy, now_s: float) -> str:

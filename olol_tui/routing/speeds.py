@@ -77,8 +77,12 @@ class Speeds:
         self._bandwidth[node] = sample if known is None else known + _WEIGHT * (sample - known)
 
     def load_s(self, node: str, size_bytes: int) -> float:
-        """Expected time to load a model of this size on a node."""
-        bandwidth = self._bandwidth.get(node)
+        """Expected time to load a model of this size on a node; one that never loaded is taken
+        for an average one."""
+        known = self._bandwidth
+        bandwidth = known.get(node)
+        if bandwidth is None and known:
+            bandwidth = sum(known.values()) / len(known)
         if bandwidth is None:
             return _LOAD_FIXED_S + size_bytes / PRIOR_LOAD_BYTES_S
         return size_bytes / bandwidth

@@ -164,3 +164,15 @@ def test_an_engine_that_reports_a_load_is_joined() -> None:
     assert queue.submit(waiting, roster(busy), 0.0) == []
     assert waiting.decision is not None
     assert waiting.decision.reason.startswith("waiting for the load on n/gpu0")
+
+
+def test_loads_go_to_the_emptiest_of_devices_that_load_about_as_fast() -> None:
+    """A node that had loaded before once drew every further model, beside idle GPUs."""
+    queue = Queue()
+    queue.speeds.loaded("known", 10**10, 1.0)
+    known = node("known", warm=False)
+    device = replace(known.devices[0], used_bytes=10 * 2**30)
+    r = roster(replace(known, devices=(device,)), node("fresh", warm=False))
+    (step,) = queue.submit(ticket(), r, 0.0)
+    assert isinstance(step, Load)
+    assert step.seat.node == "fresh"
