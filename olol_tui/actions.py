@@ -130,7 +130,7 @@ ACTIONS: tuple[Action, ...] = (
         "pin_model",
         ("P",),
         "Pin",
-        "pin a model so that it stays and returns after a restart, or unpin it",
+        "pin a model: it stays, and returns after a restart; or unpin it",
         "Placement",
         _on("fleet"),
         dangerous=True,

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from olol_tui.console import sample
+from olol_tui.console import sample, sample_parts
 from olol_tui.console.app import ConsoleOptions, OlolApp
 from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.snapshot import Fleet
@@ -38,7 +38,7 @@ class StillLink:
         return Accepted("op-0")
 
     async def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:
-        for line in sample.LOG:
+        for line in sample_parts.LOG:
             yield line
 
 

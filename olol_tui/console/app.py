@@ -11,7 +11,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,23 +23,21 @@ from textual.events import AppBlur, AppFocus, Key, Paste
 from textual.screen import ModalScreen
 
 from olol_tui import actions
+from olol_tui.console import windows
 from olol_tui.console.canvas import Canvas
-from olol_tui.console.dialogs.ask import Answer, Ask
 from olol_tui.console.dialogs.base import Dialog
-from olol_tui.console.dialogs.picker import Item, Picker
-from olol_tui.console.dialogs.sheet import Sheet
 from olol_tui.console.painter import Painter
 from olol_tui.console.themes import ConsoleTheme, load_themes
 from olol_tui.console.views.base import View
 from olol_tui.console.views.fleet import FleetView
+from olol_tui.console.views.logs import LogsView
+from olol_tui.console.views.nodes import NodesView
+from olol_tui.console.views.requests import RequestsView
 from olol_tui.errors import OlolError
 from olol_tui.fleet.commands import AnyCommand
 from olol_tui.fleet.snapshot import Fleet
 from olol_tui.link import Link
-from olol_tui.render.help import draw_help
 from olol_tui.render.history import FleetHistory
-from olol_tui.render.line import Line, Row
-from olol_tui.render.palette import Palette
 from olol_tui.render.scene import Scene, make_scene
 from olol_tui.render.text import clean
 
@@ -47,7 +45,7 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["quit", "keep-serving", "crashed"]
 
-VIEWS: tuple[type[View], ...] = (FleetView,)
+VIEWS: tuple[type[View], ...] = (FleetView, RequestsView, NodesView, LogsView)
 """The screens that exist, in the order of their tabs."""
 
 SLOW_HZ = 1.0
@@ -91,7 +89,6 @@ class OlolApp(App[str], inherit_bindings=False):
     ENABLE_COMMAND_PALETTE = False
     ALLOW_SELECT = False
     CSS = """
-    Screen { background: $background; }
     Toast { max-width: 72; }
     """
 
@@ -121,6 +118,9 @@ class OlolApp(App[str], inherit_bindings=False):
         self._canvas = Canvas(self._intercept)
         self._views: dict[str, View] = {cls.name: cls(self) for cls in VIEWS}
         self._view = next(iter(self._views.values()))
+        logs = self._views["logs"]
+        assert isinstance(logs, LogsView)
+        self._logs = logs
         self._painter = Painter([(v.key, v.title, v.name) for v in self._views.values()])
         self._chores: set[asyncio.Task[None]] = set()
         self._focused = True
@@ -165,7 +165,7 @@ class OlolApp(App[str], inherit_bindings=False):
         except OlolError as error:
             self.say("\n".join(error.lines()), severity="error")
 
-    def chore(self, coroutine: Any) -> asyncio.Task[None]:
+    def chore(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something small of the interface; its failure is shown, not fatal."""
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
         self._chores.add(task)
@@ -197,12 +197,14 @@ class OlolApp(App[str], inherit_bindings=False):
 
         self.push_screen(dialog, done)
 
-    def logs(self, node: str, engine: str) -> Any:
+    def logs(self, node: str, engine: str, *, tail: int) -> AsyncIterator[str]:
         """Lines of a log, from the link."""
-        return self._link.logs(node, engine)
+        return self._link.logs(node, engine, tail=tail)
 
     def open_log(self, node: str, engine: str) -> None:
-        self.say("no log screen")
+        """Go to the log screen; an empty engine is the node's agent."""
+        self._logs.show(node, engine)
+        self.show_view("logs")
 
     # -- life --
 
@@ -342,12 +344,8 @@ class OlolApp(App[str], inherit_bindings=False):
         self.redraw()
 
     def do_show_help(self) -> None:
-        screen = self._view.name
-
-        def content(width: int, palette: Palette) -> list[Line]:
-            return draw_help(screen, width, palette, read_only=self.read_only)
-
-        self.ask(Sheet(self, f"Keys on {self._view.title}", content, width=84), lambda _: None)
+        sheet = windows.help_sheet(self, self._view.name, self._view.title, self.read_only)
+        self.ask(sheet, lambda _: None)
 
     def do_cycle_theme(self) -> None:
         self._wear(self._themes.after(self._look.name))
@@ -355,65 +353,23 @@ class OlolApp(App[str], inherit_bindings=False):
 
     def do_open_palette(self) -> None:
         """Every action that is possible now, and every theme, by name."""
-        found = [
-            a
-            for a in actions.actions_on(self._view.name)
-            if actions.allowed(a, read_only=self.read_only) and a.group != "Moving"
-        ]
-
-        def items() -> list[Item]:
-            rows = [Item(a.name, f"{a.label} {a.help}", _action_row(a)) for a in found]
-            rows += [
-                Item(f"theme:{name}", f"theme {name}", _theme_row(name))
-                for name in self._themes.themes
-            ]
-            return rows
 
         def done(value: str) -> None:
-            if value.startswith("theme:"):
-                self._wear(self._themes.themes[value.removeprefix("theme:")])
+            if value.startswith(windows.THEME):
+                self._wear(self._themes.themes[value.removeprefix(windows.THEME)])
             else:
                 self.action_perform(value)
 
-        self.ask(Picker(self, "Command", items, hint="enter do it"), done)
+        themes = list(self._themes.themes)
+        picker = windows.command_picker(self, self._view.name, themes, self.read_only)
+        self.ask(picker, done)
 
     def do_quit(self) -> None:
         """Leave; with the gateway inside this process, ask what becomes of it."""
-        if not self._link.embedded:
+        if self._link.embedded:
+            self.ask(windows.quit_question(self, self._fleet.gateway), self.exit)
+        else:
             self.exit("quit")
-            return
-        running = self._fleet.gateway.running + self._fleet.gateway.queued
-        address = clean(self._fleet.gateway.address) or "its address"
-        text = [("base", f"The gateway at {address} runs inside this process.")]
-        if running:
-            text.append(("warn", f"▲ {running} requests are queued or running"))
-        answers = [
-            Answer("keep-serving", "Quit the console, keep serving"),
-            Answer("quit", "Stop everything"),
-        ]
-        dialog = Ask(self, "Quit", text, answers, focus="keep-serving")
-        dialog.wanted_width = 84
-        self.ask(dialog, self.exit)
-
-
-def _action_row(action: actions.Action) -> Callable[[int, Palette], Line]:
-    def draw(width: int, palette: Palette) -> Line:
-        row = Row(width, palette.base).put(action.shown_key, palette.strong, 5)
-        return (
-            row.put(action.label, palette.bright, 14)
-            .put(action.help, palette.muted, row.left)
-            .end()
-        )
-
-    return draw
-
-
-def _theme_row(name: str) -> Callable[[int, Palette], Line]:
-    def draw(width: int, palette: Palette) -> Line:
-        row = Row(width, palette.base).gap(5).put("Theme", palette.bright, 14)
-        return row.put(name, palette.muted, row.left).end()
-
-    return draw
 
 
 def _settle_garbage() -> None:

@@ -10,7 +10,6 @@ from codecs import charmap_decode
 from functools import lru_cache
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-_EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 @lru_cache(maxsize=64)
@@ -46,22 +45,23 @@ def graph(levels: bytes, width: int, rows: int) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _bar(eighths: int, width: int) -> tuple[str, str]:
-    full, rest = divmod(eighths, 8)
-    if rest and full < width:
-        return "█" * full + _EIGHTHS[rest - 1], "░" * (width - full - 1)
-    return "█" * full, "░" * (width - full)
+def _bar(halves: int, width: int) -> tuple[str, str]:
+    full, half = divmod(halves, 2)
+    filled = "━" * full + ("╸" if half else "")
+    return filled, "─" * (width - len(filled))
 
 
 def bar(fraction: float | None, width: int) -> tuple[str, str]:
-    """Filled and empty part of a bar, together `width` cells."""
-    if fraction is None or width <= 0:
-        return "", "░" * max(0, width)
-    # Whole cells only: next to `░` a partial block leaves a dark notch in most fonts.
-    filled = round(min(1.0, max(0.0, fraction)) * width)
-    if fraction > 0 and filled == 0:
-        return _bar(2, width)
-    return _bar(filled * 8, width)
+    """Filled and empty part of a bar, together `width` cells, in steps of half a cell.
+
+    Heavy and light lines tell the parts apart without colour.
+    """
+    if width <= 0:
+        return "", ""
+    if fraction is None:
+        return "", "─" * width
+    halves = round(min(1.0, max(0.0, fraction)) * width * 2)
+    return _bar(max(1, halves) if fraction > 0 else 0, width)
 
 
 def level(fraction: float | None) -> int:

@@ -22,16 +22,19 @@ class Columns:
     bar: int
     models: int
     wide: bool
+    """Room for the columns REQ and AGE."""
 
 
 def columns_for(tiles: tuple[Tile, ...], width: int) -> Columns:
     """Every column keeps its width while the fleet keeps its names: nothing jumps."""
     label = min(max((cells(t.label) for t in tiles), default=8), 22 if width >= 100 else 14)
     wide = width >= 100
-    history = 24 if wide else 14
+    history = 24 if wide else 12
     bar_width = 8 if wide else 5
-    # mark, glyph, label, util, history, bar, used, temp, power, requests, age and the gaps
-    fixed = 4 + label + 6 + 2 + history + 2 + bar_width + 6 + 6 + 7 + 2 + 5 + 6
+    # mark, glyph, label, util, history, bar, used, temp, power and the gaps between them
+    fixed = 4 + label + 6 + 2 + history + 2 + bar_width + 6 + 6 + 7 + 2
+    if wide:
+        fixed += 5 + 6 + 1
     return Columns(label, history, bar_width, max(6, width - fixed), wide)
 
 
@@ -42,13 +45,10 @@ def header(columns: Columns, width: int, palettes: Palettes) -> Line:
     row.put("UTIL", muted, 6, ">").gap(2)
     row.put(f"last {columns.history}s", muted, columns.history).gap(2)
     row.put("VRAM", muted, columns.bar + 6).put("TEMP", muted, 6, ">").put("POWER", muted, 7, ">")
-    return (
-        row.gap(2)
-        .put("MODELS", muted, columns.models)
-        .put("REQ", muted, 5, ">")
-        .put("AGE", muted, 5, ">")
-        .end()
-    )
+    row.gap(2).put("MODELS", muted, columns.models)
+    if columns.wide:
+        row.put("REQ", muted, 5, ">").put("AGE", muted, 6, ">")
+    return row.end()
 
 
 def _resident_words(resident: Resident) -> str:
@@ -79,7 +79,7 @@ def draw_row(
     row.raw(GLYPHS[tile.state], 1, live.state(tile.state)).gap()
     row.put(tile.label, palette.bright if cursor else palette.base, columns.label)
     if device is None:
-        row.gap(2).put(tile.note or tile.node.kind, live.state(tile.state), row.left - 12)
+        row.gap(2).put(tile.note or tile.node.kind, live.state(tile.state), row.left - 8)
         return row.to(width - 6).put(age(tile.node.age_s), palette.muted, 5, ">").end()
     row.raw(fit(percent(device.util_percent), 6, ">"), 6, palette.bright).gap(2)
     glyphs = spark(history.util.tail(columns.history), columns.history)
@@ -90,9 +90,11 @@ def draw_row(
     row.raw(fit(celsius(device.temp_c), 6, ">"), 6, value_style(tile, "temp", palette))
     row.raw(fit(watts(device.power_w), 7, ">"), 7, palette.base).gap(2)
     _models(row, tile, columns.models, palettes, cursor=cursor or target)
+    if not columns.wide:
+        return row.end()
     requests = str(tile.requests)
     row.raw(fit(requests, 5, ">"), 5, palette.base if tile.requests else palette.faint)
-    return row.put(age(tile.node.age_s), live.stale if tile.dimmed else palette.muted, 5, ">").end()
+    return row.put(age(tile.node.age_s), live.stale if tile.dimmed else palette.muted, 6, ">").end()
 
 
 def _models(row: Row, tile: Tile, width: int, palettes: Palettes, *, cursor: bool) -> None:
@@ -104,17 +106,18 @@ def _models(row: Row, tile: Tile, width: int, palettes: Palettes, *, cursor: boo
     if not tile.residents:
         row.put("-", palette.faint, width)
         return
-    start = row.used
-    for index, resident in enumerate(tile.residents):
+    start, residents = row.used, tile.residents
+    for index, resident in enumerate(residents):
         words = _resident_words(resident)
-        room = width - (row.used - start) - (1 if index else 0)
-        if room < 5:
-            row.put("…", palette.muted)
+        more = f" +{len(residents) - index}"
+        rest = 0 if index == len(residents) - 1 else len(more)
+        room = width - (row.used - start) - bool(index)
+        if index and cells(words) + rest > room:
+            row.put(more, palette.muted)
             break
-        if index:
-            row.gap()
+        row.gap(1 if index else 0)
         style = palette.loading if resident.loading else palette.base
-        row.put(words, style, min(cells(words), room))
+        row.put(words, style, min(cells(words), room - rest))
     row.to(start + width)
 
 

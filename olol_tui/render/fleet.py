@@ -102,10 +102,11 @@ def draw_fleet(
     if layout.mode == "hero":
         tile = scene.by_key.get(cursor, tiles[0]) if cursor else tiles[0]
         history = scene.history.device(tile.key)
-        lines = draw_hero(scene.fleet, tile, history, width, height, palettes)
+        others = bool(scene.notices) or len(scene.fleet.gateway.models) > len(tile.residents)
+        lines = draw_hero(scene.fleet, tile, history, width, height, palettes, others=others)
         frame = Frame(lines)
         left = height - len(lines)
-        if left >= 3 and (scene.notices or len(scene.fleet.gateway.models) > len(tile.residents)):
+        if left >= 3 and others:
             frame.lines.append(blank(width, palettes.base.base))
             frame.lines.extend(_summary(scene, width, left - 1))
         return frame

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.segment import Segment
-
 from olol_tui.actions import Action, allowed, groups_on, show_key
-from olol_tui.render.line import Line, Row, blank
+from olol_tui.render.line import Line, Row, beside, blank
 from olol_tui.render.palette import Palette
 from olol_tui.render.text import cells
 from olol_tui.render.tiles import GLYPHS
@@ -35,25 +33,41 @@ def _legend(width: int, palette: Palette) -> Line:
     }
     row = Row(width, palette.base)
     for state, word in words.items():
-        row.put(GLYPHS[state], palette.state(state)).put(f" {word}  ", palette.muted)
+        row.put(GLYPHS[state], palette.state(state)).put(f" {word} ", palette.muted)
     return row.put("P", palette.pinned).put(" pinned", palette.muted).end()
 
 
+_SHORT = frozenset({"Screens", "Moving", "General"})
+"""Groups whose rows are short enough for two columns."""
+
+
+def _group_lines(
+    group: str, found: list[Action], width: int, palette: Palette, *, read_only: bool
+) -> list[Line]:
+    if group not in _SHORT or width < 76:
+        return [_action_line(a, width, palette, read_only=read_only) for a in found]
+    half = width // 2
+    rows = -(-len(found) // 2)
+    left = [_action_line(a, half, palette, read_only=read_only) for a in found[:rows]]
+    right = [_action_line(a, width - half, palette, read_only=read_only) for a in found[rows:]]
+    return beside([(left, half), (right, width - half)], rows, palette.base)
+
+
 def draw_help(screen: str, width: int, palette: Palette, *, read_only: bool) -> list[Line]:
-    """All actions of a screen by group, in one column; what read-only takes is greyed."""
+    """All actions of a screen by group; what read-only takes away is greyed."""
     lines: list[Line] = []
     for group, found in groups_on(screen).items():
         if lines:
             lines.append(blank(width, palette.base))
         lines.append(Row(width, palette.base).put(group, palette.accent).end())
-        lines.extend(_action_line(a, width, palette, read_only=read_only) for a in found)
+        lines.extend(_group_lines(group, found, width, palette, read_only=read_only))
     lines.append(blank(width, palette.base))
     lines.append(_legend(width, palette))
     if read_only:
         words = "▲ changes the fleet: not available, this console is read-only"
     else:
         words = "▲ changes the fleet and asks first"
-    lines.append([Segment(words[:width].ljust(width), palette.muted)])
+    lines.append(Row(width, palette.base).put(words, palette.muted, width).end())
     mouse = "click chooses, double click opens, the wheel moves; shift+drag selects text"
-    lines.append([Segment(mouse[:width].ljust(width), palette.faint)])
+    lines.append(Row(width, palette.base).put(mouse, palette.faint, width).end())
     return lines

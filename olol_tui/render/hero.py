@@ -129,11 +129,10 @@ def _status(tile: Tile, width: int, palettes: Palettes) -> Line:
     return row.end()
 
 
-def graph_rows(graphs: int, width: int, height: int) -> int:
-    """Rows of one graph with its title so that about half the height stays for models."""
-    stacked = -(-graphs // 2) if width >= BOXED else graphs
-    share = height * 3 // 5 if height >= 18 else height // 2
-    return max(2, min(10, share // max(1, stacked)))
+def graph_rows(graphs: int, width: int, height: int, below: int) -> int:
+    """Rows of one graph with its title: what is left over the table, within reason."""
+    stacked = max(1, -(-graphs // 2) if width >= BOXED else graphs)
+    return max(2, min(11, max(height - below, height // 2) // stacked))
 
 
 def draw_hero(
@@ -143,8 +142,14 @@ def draw_hero(
     width: int,
     height: int,
     palettes: Palettes,
+    *,
+    others: bool,
 ) -> list[Line]:
-    """Graphs, then the table of resident models, in at most `height` rows."""
+    """Graphs, then the table of resident models, in at most `height` rows.
+
+    Args:
+        others: alerts or models that lie elsewhere will be drawn below.
+    """
     palette = palettes.dim if tile.dimmed else palettes.base
     graphs = _graphs(tile, history)
     lines = [_status(tile, width, palettes)]
@@ -152,7 +157,9 @@ def draw_hero(
         row = Row(width, palette.base).gap(3).put("└ ", palettes.base.faint)
         lines.append(row.put(tile.log, palettes.base.muted, max(0, row.left - 1)).end())
     if graphs:
-        rows = graph_rows(len(graphs), width, height)
+        # Status, titles, models, a gap and what is free; then alerts when there are some.
+        below = 6 + max(1, len(tile.residents)) + (5 if others else 0)
+        rows = graph_rows(len(graphs), width, height, below)
         if width >= BOXED:
             half = width // 2
             for index in range(0, len(graphs), 2):

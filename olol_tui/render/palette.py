@@ -110,6 +110,11 @@ def _palette(colors: Mapping[str, str], background: str, *, dimmed: bool = False
         color = colors["stale"] if dimmed else colors[name]
         return Style(color=color, bgcolor=background, bold=bold or None)
 
+    def softer(name: str) -> Style:
+        # Of four graphs in a pane only utilisation should catch the eye.
+        color = blend(background, colors["stale" if dimmed else name], 0.7)
+        return Style(color=color, bgcolor=background)
+
     return Palette(
         base=style("text"),
         muted=style("muted"),
@@ -131,8 +136,8 @@ def _palette(colors: Mapping[str, str], background: str, *, dimmed: bool = False
         pinned=style("pinned"),
         util=style("util"),
         vram=style("vram"),
-        temp=style("temp"),
-        power=style("power"),
+        temp=softer("temp"),
+        power=softer("power"),
     )
 
 

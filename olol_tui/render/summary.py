@@ -50,7 +50,8 @@ def notices(fleet: Fleet, tiles: tuple[Tile, ...]) -> tuple[Notice, ...]:
                 found.append(Notice(severity, engine.id, fault, since_s))
     for tile in tiles:
         device_fault = tile.state in ("crit", "warn") and tile.note
-        engine_note = any(tile.note == engine_fault(e) for e in tile.engines)
+        faults = tuple(f for e in tile.engines if (f := engine_fault(e)))
+        engine_note = bool(faults) and tile.note.endswith(faults)
         if device_fault and not engine_note and tile.label not in named:
             severity = "critical" if tile.state == "crit" else "warning"
             found.append(Notice(severity, tile.label, tile.note, None))
@@ -117,7 +118,7 @@ def _model_row(
         row.put(seconds(load.ttft_p50_s), palette.base, 5, ">").put(" / ", palette.faint)
         row.put(seconds(load.ttft_p95_s), palette.base, 5, ">")
     row.gap(2)
-    glyphs = spark(history.queue(load.model).tail(8), 8) if row.left >= 14 else ""
+    glyphs = spark(history.queue(load.model).tail(8), 8) if row.left >= 13 else ""
     row.raw(glyphs, len(glyphs), palette.loading if load.queued else palette.faint)
     style = palette.bright if load.queued else palette.muted
     return row.gap().put(str(load.queued), style, min(3, max(0, row.left - 1)), ">").end()

@@ -141,6 +141,13 @@ def seconds(duration_s: float | None) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def tenths(duration_s: float | None) -> str:
+    """A duration that grows while it is watched: `9.9s`, `17.5s`, `4m12s`."""
+    if duration_s is None:
+        return MISSING
+    return f"{duration_s:.1f}s" if duration_s < 99.95 else seconds(duration_s)
+
+
 def rate(per_s: float | None) -> str:
     """A rate in at most five cells: `3.1`, `88.1`, `412`, `12.4k`."""
     if per_s is None:

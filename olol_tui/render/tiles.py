@@ -146,14 +146,19 @@ def residents_of(
 
 def engine_fault(engine: Engine) -> str:
     """One sentence for an engine that does not run as it should, else empty."""
-    name = engine.id.rsplit("/", 1)[-1]
     reason = f": {engine.error}" if engine.error else ""
     if engine.state == "failed":
-        return f"{name} failed{reason}"
+        return f"failed{reason}"
     if engine.state == "backoff":
         retry = "" if engine.retry_in_s is None else f", retry in {engine.retry_in_s:.0f}s"
-        return f"{name} exited{retry}{reason}"
+        return f"exited{retry}{reason}"
     return ""
+
+
+def _fault_note(engine: Engine, engines: tuple[Engine, ...]) -> str:
+    """The fault, with the engine's name where there are several."""
+    fault = engine_fault(engine)
+    return f"{engine.id.rsplit('/', 1)[-1]} {fault}" if len(engines) > 1 else fault
 
 
 def _spill_note(residents: tuple[Resident, ...]) -> str:
@@ -180,13 +185,13 @@ def _judge(
     for engine in engines:
         if engine.state == "failed":
             log = engine.log_tail[-1] if engine.log_tail else ""
-            return "crit", engine_fault(engine), log
+            return "crit", _fault_note(engine, engines), log
     if node.stale:
         return "stale", f"no telemetry for {node.age_s:.0f}s", ""
     for engine in engines:
         if engine.state == "backoff":
             log = engine.log_tail[-1] if engine.log_tail else ""
-            return "warn", engine_fault(engine), log
+            return "warn", _fault_note(engine, engines), log
     if device is not None:
         temp, limit = device.temp_c, device.temp_limit_c
         if temp is not None and limit is not None and temp >= limit:

@@ -41,6 +41,8 @@ class Ask(Dialog[str]):
         focus: str = CANCEL,
         type_first: str = "",
         body: Body | None = None,
+        cancel: str = "Cancel",
+        width: int = 72,
     ) -> None:
         """Ask.
 
@@ -50,11 +52,14 @@ class Ask(Dialog[str]):
             danger: the frame says that it is.
             focus: value of the button that has focus at first.
             type_first: what must be typed before any answer but Cancel is taken.
+            body: more lines, drawn below the text.
+            cancel: label of the last button.
         """
         super().__init__(host)
+        self.wanted_width = width
         self._title = title
         self._text = text
-        self._answers = [*answers, Answer(CANCEL, "Cancel")]
+        self._answers = [*answers, Answer(CANCEL, cancel)]
         self._focus = next((i for i, a in enumerate(self._answers) if a.value == focus), 0)
         self._danger = danger
         self._type_first = type_first

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol
 
 from textual.events import Key
@@ -36,7 +37,15 @@ class Host(Protocol):
         """Show a dialog; `then` gets its result unless it was cancelled."""
         ...
 
-    def open_log(self, node: str, engine: str) -> None: ...
+    def open_log(self, node: str, engine: str) -> None:
+        """Go to the log screen; an empty engine is the node's agent."""
+        ...
+
+    def logs(self, node: str, engine: str, *, tail: int) -> AsyncIterator[str]: ...
+
+    def chore(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something small of the interface; its failure is shown, not fatal."""
+        ...
 
 
 class View:

@@ -23,7 +23,7 @@ from olol_tui.render.fit import Fit, find_model, judge
 from olol_tui.render.line import Line, Row
 from olol_tui.render.palette import Palette
 from olol_tui.render.panes import resident_row
-from olol_tui.render.text import cells, clean, size_pair
+from olol_tui.render.text import cells, clean, size, size_pair
 from olol_tui.render.tiles import Resident, Tile, TileKey
 
 _STEERING = frozenset(
@@ -82,7 +82,7 @@ class Placement:
             return memory_change(judge(name, here, self._view.scene.fleet), "", width, p)
 
         free = tile.device.free_bytes
-        words = "" if free is None else f", {size_pair(free, tile.device.vram_bytes)} free"
+        words = "" if free is None else f", {size(free)} of {size(tile.device.vram_bytes)} free"
         picker = Picker(
             self._host,
             f"Place a model on {clean(tile.label)}{words}",
