@@ -152,7 +152,9 @@ def choose(
             tuple(rejected),
             f"{best.seat.where} has {model} loaded and a free slot",
         )
-    return _load_or_wait(ask, full, loading, cold, rejected, busy, speeds, waiting=waiting)
+    return _load_or_wait(
+        ask, full, loading, cold, rejected, busy, speeds, waiting=waiting, now_s=now_s
+    )
 
 
 def _load_or_wait(
@@ -165,6 +167,7 @@ def _load_or_wait(
     speeds: Speeds,
     *,
     waiting: int,
+    now_s: float,
 ) -> Decision:
     """No free slot: is a load cheaper than the queue?"""
     loads: list[Candidate] = []
@@ -180,7 +183,7 @@ def _load_or_wait(
             load_s = speeds.load_s(seat.node, seat.size_bytes + evicted_bytes)
             loads.append(Candidate(seat, 0.0, load_s, _prefill_s(ask, seat, speeds)))
     best = _best_load(loads, busy)
-    wait_s = _queue_wait_s(ask, full, loading, speeds, waiting)
+    wait_s = _queue_wait_s(ask, full, loading, busy, speeds, waiting, now_s)
     if not full and not loading:
         if best is not None:
             reason = f"loading {ask.model} on {best.seat.where}: nobody has it warm"
@@ -194,7 +197,10 @@ def _load_or_wait(
         if all(r.final for r in rejected):
             return Decision("fail", None, (), tuple(rejected), "every engine that has it failed")
         return Decision("wait", None, (), tuple(rejected), NOBODY)
-    if best is not None and wait_s > LOAD_MARGIN * best.load_s and _is_idle(best.seat, busy):
+    # Before its first reply nobody knows how long this model serves: one load is enough.
+    known = not loading or any(speeds.of(x.key, ask.model).samples for x in (*full, *loading))
+    worth = best is not None and wait_s > LOAD_MARGIN * best.load_s
+    if best is not None and known and worth and _is_idle(best.seat, busy):
         reason = f"{wait_s:.1f} s of queue > {best.load_s:.1f} s load on idle {best.seat.where}"
         return Decision("load", best.seat, tuple(loads), tuple(rejected), reason)
     place = ", ".join(seat.where for seat in (full or loading))
@@ -246,13 +252,29 @@ def _room(seat: Seat, busy: Occupancy) -> tuple[str, int]:
 
 
 def _queue_wait_s(
-    ask: Ask, full: list[Seat], loading: list[Seat], speeds: Speeds, waiting: int
+    ask: Ask,
+    full: list[Seat],
+    loading: list[Seat],
+    busy: Occupancy,
+    speeds: Speeds,
+    waiting: int,
+    now_s: float,
 ) -> float:
-    """Expected wait of the last request in the queue, from measured service times."""
-    rate = 0.0
-    for seat in (*full, *loading):
-        rate += seat.slots / max(1e-3, speeds.of(seat.key, ask.model).service_s)
-    return waiting / rate if rate else 0.0
+    """Expected wait of the last in the queue: loads under way bring slots of their own, the
+    rest comes at the measured rate of service."""
+    remaining_s = []
+    for seat in loading:
+        elapsed_s = now_s - busy.loads.get((seat.key, ask.model), now_s)
+        remaining_s.append(max(0.0, speeds.load_s(seat.node, seat.size_bytes) - elapsed_s))
+    load_s = min(remaining_s, default=0.0)
+    left = waiting - sum(seat.slots for seat in loading)
+    if left <= 0:
+        return load_s
+    rate = sum(
+        seat.slots / max(1e-3, speeds.of(seat.key, ask.model).service_s)
+        for seat in (*full, *loading)
+    )
+    return load_s + left / rate if rate else 0.0
 
 
 def _is_idle(seat: Seat, busy: Occupancy) -> bool:

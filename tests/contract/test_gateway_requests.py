@@ -107,7 +107,10 @@ async def test_bad_requests_get_ollamas_shape(
 
 async def test_openai_errors_have_openais_shape() -> None:
     async with gateway_over(engine_node("n1", "127.0.0.1:9", MODEL)) as (_, _, client):
-        reply = await client.post("/v1/chat/completions", json={"model": "nobody", "messages": []})
+        reply = await client.post(
+            "/v1/chat/completions",
+            json={"model": "nobody", "messages": [{"role": "user", "content": "a"}]},
+        )
         assert reply.status_code == 404
         assert reply.json()["error"]["type"] == "not_found_error"
 
