@@ -27,6 +27,7 @@ class RouteBody(msgspec.Struct):
     stream: bool | None = None
     prompt: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
     images: msgspec.Raw = msgspec.Raw()
     keep_alive: msgspec.Raw = msgspec.Raw()
     options: msgspec.Raw = msgspec.Raw()
@@ -38,6 +39,10 @@ class RouteBody(msgspec.Struct):
     @property
     def has_messages(self) -> bool:
         return bytes(self.messages).strip() not in _EMPTY
+
+    @property
+    def has_input(self) -> bool:
+        return bytes(self.input).strip() not in _EMPTY
 
     @property
     def num_ctx(self) -> int | None:

@@ -307,11 +307,13 @@ class Exchange:
 
     @property
     def is_load(self) -> bool:
-        """No prompt and no messages: the client only wants the model loaded."""
+        """No prompt, messages or input: the client only wants the model loaded."""
         fields, route = self.fields, self.route
-        if route.dialect != "ollama" or route.task == "embed":
+        if route.dialect != "ollama":
             return False
-        return not (fields.has_prompt if route.task == "generate" else fields.has_messages)
+        if route.path == "/api/embed":
+            return not fields.has_input
+        return not (fields.has_messages if route.task == "chat" else fields.has_prompt)
 
     def _answer(self, body: bytes) -> None:
         connection = self.connection

@@ -16,7 +16,7 @@ from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, ModelLoad, Reque
 from olol_tui.gateway import bodies, http, upstream
 from olol_tui.gateway.access import Access
 from olol_tui.gateway.api import Api
-from olol_tui.gateway.dialects import errors, fields, keepalive, llama
+from olol_tui.gateway.dialects import errors, fields, keepalive, llama, openai
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.loader import Loader
@@ -207,6 +207,8 @@ class Gateway:
             if refusal is not None:
                 self.error(connection, request, *refusal)
                 return
+            if route.dialect == "openai":
+                openai.check(route.path, request.body)
             exchange = Exchange(self, connection, request, route, found, model)
         except bodies.BadBody as bad:
             self.error(connection, request, 400, bad.message)

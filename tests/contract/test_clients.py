@@ -199,6 +199,8 @@ def test_ollama_embed(service, native):
     assert single.embeddings[0] == pytest.approx(batch.embeddings[0], abs=1e-3)
     legacy = native.embeddings(service.embedding_model, "one")
     assert len(legacy.embedding) == len(batch.embeddings[0])
+    assert native.embed(service.embedding_model, "").embeddings == []
+    assert native.embeddings(service.embedding_model, "").embedding == []
 
 
 def test_ollama_load_and_unload(service, native):
@@ -306,6 +308,8 @@ def test_openai_errors(service, compatible):
     with pytest.raises(openai.BadRequestError) as wrong:
         compatible.chat.completions.create(model=service.model, messages="hi")  # type: ignore[arg-type]
     assert wrong.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError, match="too short"):
+        compatible.chat.completions.create(model=service.model, messages=[])
 
 
 # -- what no client library sends

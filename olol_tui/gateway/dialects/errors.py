@@ -46,17 +46,6 @@ class TranslationError(Exception):
         self.status = status
 
 
-def dialect_of(path: str) -> Dialect:
-    """The dialect in which a request to this path expects its answer.
-
-    >>> dialect_of("/api/chat"), dialect_of("/v1/chat/completions"), dialect_of("/v1/messages")
-    ('ollama', 'openai', 'anthropic')
-    """
-    if path.startswith("/v1/messages"):
-        return "anthropic"
-    return "openai" if path.startswith("/v1/") else "ollama"
-
-
 def error_body(dialect: Dialect, status: int, message: str, *, request_id: str = "") -> bytes:
     """The JSON body of a failed request, as the dialect's clients parse it."""
     if dialect == "openai":

@@ -2,7 +2,7 @@
 
 `translate` turns one request into what the engine takes and returns the object that turns
 its reply back. Requests that only load or unload a model carry nothing to translate: the
-gateway answers them itself (`load_or_unload`, `load_reply`).
+gateway answers them itself with `load_reply`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from olol_tui.fleet.snapshot import Model
-from olol_tui.gateway.dialects import keepalive, llama_request
+from olol_tui.gateway.dialects import llama_request
 from olol_tui.gateway.dialects.errors import BadRequest, TranslationError
 from olol_tui.gateway.dialects.llama_embed import EmbedTranslation
 from olol_tui.gateway.dialects.llama_stream import TokenTranslation
@@ -24,7 +24,6 @@ __all__ = [
     "BadRequest",
     "Translation",
     "TranslationError",
-    "load_or_unload",
     "load_reply",
     "translate",
 ]
@@ -64,24 +63,6 @@ def translate(
     if route == "/api/embeddings":
         return EmbedTranslation(llama_request.embeddings(body), created, clock_ns, legacy=True)
     raise ValueError(f"no translation for {route}")
-
-
-def load_or_unload(route: str, body: dict[str, Any]) -> Literal["", "load", "unload"]:
-    """Whether a request carries no input, so that it only loads (or unloads) its model.
-
-    An empty prompt, message list or input loads; `/api/generate` and `/api/chat` with
-    `keep_alive` 0 besides unload.
-
-    Raises:
-        BadRequest: `keep_alive` or `input` cannot be read.
-    """
-    if route == "/api/embed":
-        return "" if llama_request.embed_inputs(body) else "load"
-    if body.get("messages" if route == "/api/chat" else "prompt"):
-        return ""
-    if route in ("/api/generate", "/api/chat") and keepalive.parse(body.get("keep_alive")) == 0:
-        return "unload"
-    return "load"
 
 
 def load_reply(route: str, model: str, reason: Literal["load", "unload"], created: str) -> bytes:

@@ -117,15 +117,15 @@ def embed(body: dict[str, Any]) -> tuple[Ask, int]:
     fields = Fields(STRUCTS["/api/embed"], body)
     name = _model_name(fields)
     _check_ignored(fields)
-    texts = embed_inputs(body)
+    texts = _inputs(body)
     dimensions = fields.whole("dimensions")
     if dimensions < 0:
         raise BadRequest("dimensions must be a positive number")
     return Ask("/v1/embeddings", _encode({"input": texts}), name, stream=False), dimensions
 
 
-def embed_inputs(body: dict[str, Any]) -> list[str]:
-    """The texts of an `/api/embed` request; none for an empty one, which only loads."""
+def _inputs(body: dict[str, Any]) -> list[str]:
+    """The texts of an `/api/embed` request."""
     given = body.get("input")
     if given is None or given == "":
         return []

@@ -8,27 +8,12 @@ import pytest
 
 from olol_tui.gateway.dialects.errors import (
     BadRequest,
-    dialect_of,
     error_body,
     error_frame,
     model_not_found,
     upstream_message,
 )
 from olol_tui.gateway.dialects.fields import decode_body
-
-
-@pytest.mark.parametrize(
-    ("path", "dialect"),
-    [
-        ("/api/chat", "ollama"),
-        ("/", "ollama"),
-        ("/v1/models", "openai"),
-        ("/v1/messages", "anthropic"),
-        ("/v1/messages/count_tokens", "anthropic"),
-    ],
-)
-def test_the_path_tells_the_dialect(path, dialect):
-    assert dialect_of(path) == dialect
 
 
 def test_native_errors_are_one_sentence():

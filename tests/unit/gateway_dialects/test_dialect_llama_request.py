@@ -10,7 +10,7 @@ from dialect_fakes import CAPABLE, HELLO, PLAIN, translation
 
 from olol_tui.fleet.snapshot import Model
 from olol_tui.gateway.dialects.errors import BadRequest
-from olol_tui.gateway.dialects.llama import load_or_unload, load_reply
+from olol_tui.gateway.dialects.llama import load_reply
 
 GENERATE = {"model": "m", "prompt": "Why?"}
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
@@ -302,25 +302,6 @@ def test_arguments_of_a_tool_call_must_be_an_object():
         "/api/chat", HELLO | {"messages": [{"role": "assistant", "tool_calls": calls}]}
     )
     assert message.endswith("ToolCallFunction.arguments of type api.ToolCallFunctionArguments")
-
-
-@pytest.mark.parametrize(
-    ("route", "body", "kind"),
-    [
-        ("/api/generate", {}, "load"),
-        ("/api/generate", {"prompt": "", "keep_alive": "0s"}, "unload"),
-        ("/api/generate", {"prompt": "x", "keep_alive": 0}, ""),
-        ("/api/chat", {"messages": [], "keep_alive": 0}, "unload"),
-        ("/api/chat", {"messages": [], "keep_alive": -1}, "load"),
-        ("/api/chat", HELLO, ""),
-        ("/api/embed", {"input": []}, "load"),
-        ("/api/embed", {"input": ""}, "load"),
-        ("/api/embed", {"input": [""]}, ""),
-        ("/api/embeddings", {"prompt": "", "keep_alive": 0}, "load"),
-    ],
-)
-def test_requests_without_input_only_load_or_unload(route, body, kind):
-    assert load_or_unload(route, body) == kind
 
 
 def test_the_answer_to_a_load_is_one_finished_object():
