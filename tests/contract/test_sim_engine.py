@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import random
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -298,7 +299,7 @@ def test_another_num_ctx_reloads_the_model() -> None:
 
 
 def test_loading_takes_its_time_with_progress_and_others_join_it() -> None:
-    with sim_engine(load_bytes_s=4e9, slots=2, models=["llama3.2:3b"]) as engine:
+    with sim_engine(load_bytes_s=1e9, slots=2, models=["llama3.2:3b"]) as engine:
         with ThreadPoolExecutor(2) as pool:
             began = time.monotonic()
             asks = [pool.submit(lambda: engine.post("/api/chat", **CHAT)) for _ in range(2)]
@@ -314,26 +315,25 @@ def test_loading_takes_its_time_with_progress_and_others_join_it() -> None:
 
 
 def test_requests_beyond_the_slots_wait_in_order() -> None:
-    with sim_engine(slots=2, decode_tps=50, models=["llama3.2:3b"]) as engine:
-        body = {**CHAT, "options": {"num_predict": 20}}
-        order: list[int] = []
-        threads = []
+    with sim_engine(slots=2, decode_tps=50, reply_tokens=9000, models=["llama3.2:3b"]) as engine:
+        body = {**CHAT, "options": {"num_ctx": 10_000}}
+        callers = []
         for number in range(4):
-
-            def run(number: int = number) -> None:
-                connection = engine.raw("/api/chat", **body)
-                _read_all(connection)
-                order.append(number)
-
-            threads.append(threading.Thread(target=run))
-            threads[-1].start()
+            callers.append(engine.raw("/api/chat", **body))
             engine.until(lambda stats, n=number: stats["requests"] == n + 1)  # type: ignore[misc]
-        stats = engine.until(lambda stats: stats["queued"] > 0)
-        assert stats["running"] == 2 and stats["queued"] == 2
+        stats = engine.until(lambda stats: stats["tokens"] > 4)
+        assert (stats["running"], stats["queued"]) == (2, 2)
         assert stats["util_percent"] > 0
-        for thread in threads:
-            thread.join(30)
-        assert sorted(order[:2]) == [0, 1] and sorted(order[2:]) == [2, 3]
+        callers[0].close()
+        assert callers[2].recv(1) == b"H"  # its turn: the reply begins
+        callers[3].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            callers[3].recv(1)
+        callers[1].close()
+        callers[3].settimeout(20)
+        assert callers[3].recv(1) == b"H"
+        for caller in callers[2:]:
+            caller.close()
 
 
 def test_decoding_takes_the_configured_time_and_slows_down_in_company() -> None:
@@ -393,6 +393,45 @@ def test_a_client_that_leaves_while_waiting_for_a_slot_or_a_load_is_forgotten() 
         loading.close()
         stats = engine.until(lambda stats: stats["cancelled"] == 1)
         assert stats["loading"] == [] and stats["used_bytes"] == 0  # Ollama aborts the load too
+
+
+async def test_nothing_leaks_when_many_come_change_models_and_leave() -> None:
+    """Every request ends exactly once, whatever the others do; then all is free again."""
+    with sim_engine(
+        vram_bytes=9 * GB, slots=2, load_bytes_s=4e10, decode_tps=800, reply_tokens=[5, 60],
+        models=[{"name": name, "size_bytes": 2 * GB} for name in "abcde"],
+    ) as engine:  # fmt: skip
+        dice = random.Random(5)
+
+        async def client(patience_s: float, **body: Any) -> str:
+            async with httpx.AsyncClient(base_url=engine.url, trust_env=False) as http:
+                try:
+                    reply = await http.post("/api/generate", json=body, timeout=patience_s)
+                except httpx.TimeoutException:
+                    return "left"
+                return "done" if b'"done":true' in reply.content else reply.text
+
+        clients = []
+        for _ in range(150):
+            patient = dice.random() < 0.6
+            clients.append(
+                client(
+                    60 if patient else dice.random() * 0.5,
+                    model=dice.choice("abcde"),
+                    prompt="x",
+                    keep_alive=dice.choice([0, 1, -1]),
+                    options={"num_ctx": dice.choice([2048, 4096])},
+                )
+            )
+        results = await asyncio.gather(*clients)
+        assert set(results) == {"done", "left"}
+        stats = engine.until(lambda s: s["running"] == s["queued"] == 0 and not s["loading"])
+        assert stats["completed"] >= results.count("done")
+        assert stats["requests"] == stats["completed"] + stats["cancelled"]
+        assert stats["evictions"] > 0
+        for name in "abcde":
+            engine.post("/api/generate", model=name, keep_alive=0)
+        assert engine.stats()["used_bytes"] == 0
 
 
 # -- faults -----------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Call:
 
     def begin(self, num_ctx: int, keep_alive_s: float | None) -> None:
         """Starts; everything after this is driven by events."""
-        self._server.call_began(self)
+        self._server.call_began()
         self.exchange.when_gone(self._cancelled)
         if self._fault is not None and self._strikes_at_once(self._fault):
             return
@@ -272,7 +272,6 @@ class Call:
         if self._beat is not None:
             self._beat.stop()
             self._beat = None
-        self._server.call_ended(self)
         self._release()
 
     def _release(self) -> None:

@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from . import native, openai, replies
-from .call import Call
 from .catalogue import SimModel, canonical, open_catalogue
 from .faults import Faults
 from .host import Host
@@ -47,7 +46,6 @@ class SimServer:
         """Requests that decode now, over all models."""
         self.requests = self.completed = self.failed = self.cancelled = self.tokens = 0
         self.last_cancel_mono: float | None = None
-        self._calls = 0
         self._unseeded = 0
         self._util_percent = 0.0
         self._util_level = 0.0
@@ -116,12 +114,8 @@ class SimServer:
 
     # -- calls report here -----------------------------------------------------------
 
-    def call_began(self, call: Call) -> None:
+    def call_began(self) -> None:
         self.requests += 1
-        self._calls += 1
-
-    def call_ended(self, call: Call) -> None:
-        self._calls -= 1
 
     def call_cancelled(self) -> None:
         self.cancelled += 1
