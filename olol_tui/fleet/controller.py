@@ -20,7 +20,6 @@ from typing import TypeVar
 import olol_tui
 from olol_tui.config import ClusterConfig
 from olol_tui.errors import OlolError, PlacementError
-from olol_tui.fleet import wishes as wishes_store
 from olol_tui.fleet.alerts import AlertBook
 from olol_tui.fleet.commands import (
     Accepted,
@@ -41,8 +40,10 @@ from olol_tui.fleet.operations import OperationBook
 from olol_tui.fleet.pins import PinKeeper
 from olol_tui.fleet.placing import Placer
 from olol_tui.fleet.publisher import Publisher
+from olol_tui.fleet.sizes import MeasuredSizes
 from olol_tui.fleet.snapshot import (
     RUNNERS,
+    Alert,
     Engine,
     Fleet,
     GatewayState,
@@ -50,7 +51,7 @@ from olol_tui.fleet.snapshot import (
     Node,
     Request,
 )
-from olol_tui.fleet.wishes import Wishes
+from olol_tui.fleet.wishes import Wishes, WishesFile
 from olol_tui.models.names import canonical
 from olol_tui.paths import Paths
 
@@ -83,9 +84,8 @@ class Controller:
     ) -> None:
         self._config = config
         self._clock = clock
-        self._wishes_file = paths.state_dir / "wishes.json"
-        self._wishes_changed = asyncio.Event()
-        self._wishes = Wishes(self._wishes_changed.set)
+        self._wishes = Wishes(self._wishes_changed)
+        self._wishes_file = WishesFile(paths.state_dir / "wishes.json", self._wishes)
         self._leases = Leases()
         self._alerts = AlertBook()
         self._publisher = Publisher(self._snapshot, tick_s=tick_s)
@@ -100,21 +100,23 @@ class Controller:
             beat_s=tick_s,
         )
         self._nodes: tuple[Node, ...] | None = None
+        self._alerted: tuple[Node, ...] | None = None
+        self._alert_list: tuple[Alert, ...] = ()
         self._maintained_s = 0.0
         self._tick_s = tick_s
-        self._measured: dict[tuple[str, str, int], int] = {}
+        self._sizes = MeasuredSizes()
         self._placer = Placer(self)
         self._pins = PinKeeper(self, self._placer)
         self._maintenance = Maintenance(self)
         self._gateway_view: GatewayView = lambda: ((), GatewayState())
         self._cancel_request: Callable[[str], bool] = lambda _id: False
+        self._requests: tuple[Request, ...] = ()
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._tasks: asyncio.TaskGroup | None = None
         self._fleet_seq = 0
 
     async def __aenter__(self) -> Controller:
-        await asyncio.to_thread(self._wishes.load, self._wishes_file)
+        await asyncio.to_thread(self._wishes_file.load)
         for name in self._members:
             for launch in self._wishes.launches_on(name):
                 self._leases.hold(launch.engine_id, launch.keep_alive_s)
@@ -267,7 +269,7 @@ class Controller:
         if self._nodes is None:
             now_s = self._clock()
             self._nodes = tuple(member.view(now_s) for member in self._members.values())
-            self._learn_sizes(self._nodes)
+            self._sizes.learn(self._nodes)
         return self._nodes
 
     @property
@@ -297,10 +299,9 @@ class Controller:
         return next((e for node in self.nodes for e in node.engines if e.id == engine_id), None)
 
     def busy(self, engine_id: str) -> frozenset[str]:
-        requests, _ = self._gateway_view()
         return frozenset(
             canonical(request.model)
-            for request in requests
+            for request in self._requests
             if request.engine == engine_id and request.state in _BUSY_STATES
         )
 
@@ -309,7 +310,7 @@ class Controller:
         return config.num_ctx if config is not None else _ENDPOINT_CTX
 
     def measured_bytes(self, model: Model, num_ctx: int) -> int | None:
-        return self._measured.get((canonical(model.name), model.digest, num_ctx))
+        return self._sizes.of(model, num_ctx)
 
     async def until(self, check: Callable[[], _T | None], timeout_s: float) -> _T:
         return await self._publisher.until(check, timeout_s)
@@ -322,12 +323,10 @@ class Controller:
             async with asyncio.TaskGroup() as tasks:
                 self._book.open(tasks)
                 self._maintenance.open(tasks)
-                children = [
+                for name, member in self._members.items():
                     tasks.create_task(member.run(), name=f"member {name}")
-                    for name, member in self._members.items()
-                ]
-                children.append(tasks.create_task(self._publisher.run(), name="publisher"))
-                children.append(tasks.create_task(self._keep_wishes(), name="wishes"))
+                tasks.create_task(self._publisher.run(), name="publisher")
+                tasks.create_task(self._wishes_file.keep(), name="wishes")
                 started.set()
                 await self._stop.wait()
                 raise _Closing
@@ -335,22 +334,7 @@ class Controller:
             pass
         finally:
             started.set()
-            await asyncio.shield(asyncio.to_thread(self._store_wishes))
-
-    async def _keep_wishes(self) -> None:
-        """Write pins and launches after each change, off the loop: it waits for the disk."""
-        while True:
-            await self._wishes_changed.wait()
-            await asyncio.to_thread(self._store_wishes)
-
-    def _store_wishes(self) -> None:
-        if not self._wishes_changed.is_set():
-            return
-        self._wishes_changed.clear()
-        try:
-            wishes_store.store(self._wishes_file, self._wishes.encode())
-        except OSError as error:
-            log.error("pins and launches cannot be kept in %s: %s", self._wishes_file, error)
+            await asyncio.shield(self._wishes_file.store())
 
     async def _shut_down(self, member: Member) -> None:
         try:
@@ -358,17 +342,13 @@ class Controller:
         except OlolError as error:
             log.warning("%s: %s", member.name, error)
 
+    def _wishes_changed(self) -> None:
+        self._wishes_file.dirty.set()
+        self._node_changed()
+
     def _node_changed(self) -> None:
         self._nodes = None
         self._publisher.poke()
-
-    def _learn_sizes(self, nodes: tuple[Node, ...]) -> None:
-        for node in nodes:
-            for engine in node.engines:
-                for one in engine.loaded:
-                    if one.size_bytes and one.context_length:
-                        key = (canonical(one.name), one.digest, one.context_length)
-                        self._measured[key] = one.size_bytes
 
     def _maintain(self, now_s: float) -> None:
         """What is due once a tick: expiries and pins."""
@@ -387,11 +367,15 @@ class Controller:
         now_s = self._clock()
         if is_tick:
             self._nodes = None
-        if self._tasks_open and now_s - self._maintained_s >= self._tick_s * 0.9:
+        self._requests, gateway = self._gateway_view()
+        is_running = self._task is not None and not self._stop.is_set()
+        if is_running and now_s - self._maintained_s >= self._tick_s * 0.9:
             self._maintained_s = now_s
             self._maintain(now_s)
-        requests, gateway = self._gateway_view()
         nodes = self.nodes
+        if nodes is not self._alerted:
+            self._alerted = nodes
+            self._alert_list = self._alerts.update(nodes, now_s)
         self._fleet_seq += 1
         return Fleet(
             seq=self._fleet_seq,
@@ -400,16 +384,12 @@ class Controller:
             name=self._config.name,
             version=olol_tui.__version__,
             nodes=nodes,
-            requests=requests,
+            requests=self._requests,
             gateway=gateway,
             pins=self._wishes.pins,
             operations=self._book.view(now_s),
-            alerts=self._alerts.update(nodes, now_s),
+            alerts=self._alert_list,
         )
-
-    @property
-    def _tasks_open(self) -> bool:
-        return self._task is not None and not self._stop.is_set()
 
 
 class _Closing(Exception):

@@ -122,12 +122,14 @@ class NodeSession:
                 yield line
 
     async def shutdown(self) -> None:
-        async with AgentClient(self._road.agent_transport(), self._name) as client:
-            try:
+        try:
+            async with AgentClient(self._road.agent_transport(), self._name) as client:
                 await client.shutdown(stop_engines=True)
-            except AgentUnreachable as error:
-                log.warning("%s: cannot stop its engines: %s", self._name, error)
-                return
+        except AgentUnreachable:
+            # Its engines may live on without it: a new agent adopts and then stops them.
+            await self._road.ensure_agent()
+            async with AgentClient(self._road.agent_transport(), self._name) as client:
+                await client.shutdown(stop_engines=True)
         if not await self._road.gone(timeout_s=20.0):
             log.warning("%s: the agent has not ended after its shutdown", self._name)
 
@@ -148,8 +150,10 @@ class NodeSession:
         """From greeting the agent to losing it. Ends by an exception only."""
         await self._road.ensure_agent()
         async with AgentClient(self._road.agent_transport(), self._name) as client:
-            self._facts.hello = await client.hello()
-            self._clock_map.forget()
+            hello = await client.hello()
+            if self._facts.hello is None or self._facts.hello.boot_id != hello.boot_id:
+                self._clock_map.forget()
+            self._facts.hello = hello
             await self._survey(client)
             self._client = client
             async with asyncio.TaskGroup() as tasks:

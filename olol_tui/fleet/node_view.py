@@ -64,7 +64,7 @@ def build_node(
     devices = frame.devices if frame is not None else inventory.devices if inventory else ()
     cordoned = wishes.is_cordoned(facts.name)
     statuses = frame.engines if frame is not None else ()
-    engines = [_engine(status, facts.name, cordoned, clock_offset_s) for status in statuses]
+    engines = [_engine(status, facts, cordoned, clock_offset_s) for status in statuses]
     engines += _expected(facts, {engine.id for engine in engines}, cordoned, now_s)
     finished = [
         _with_wishes(overlay.apply(engine, now_s), wishes, expires_at) for engine in engines
@@ -115,12 +115,12 @@ def _error(facts: NodeFacts) -> str:
     )
 
 
-def _engine(status: Status, node: str, cordoned: bool, offset_s: float) -> Engine:
+def _engine(status: Status, facts: NodeFacts, cordoned: bool, offset_s: float) -> Engine:
     return Engine(
         id=status.id,
-        node=node,
+        node=facts.name,
         kind=status.kind,
-        state=status.state,
+        state="stopping" if _is_unwanted(status.id, facts) else status.state,
         devices=status.devices,
         address=status.address,
         pid=status.pid,
@@ -136,6 +136,13 @@ def _engine(status: Status, node: str, cordoned: bool, offset_s: float) -> Engin
         log_tail=status.log_tail,
         cordoned=cordoned,
     )
+
+
+def _is_unwanted(engine_id: str, facts: NodeFacts) -> bool:
+    """Withdrawn, though its agent may not have heard: nothing may be sent there any more."""
+    if facts.inventory is None or facts.plan.error:
+        return False
+    return all(spec.id != engine_id for spec in facts.plan.specs)
 
 
 def _expected(facts: NodeFacts, reported: set[str], cordoned: bool, now_s: float) -> list[Engine]:

@@ -1,13 +1,14 @@
 """What the operator and the gateway asked to exist, kept over restarts of the controller.
 
 Pins, launched runners and cordons: the part of the desired state that no configuration
-says. One small JSON file, written whole. Pure but for `load` and `store`; the controller
-decides when to call `store`, away from its event loop.
+says. `Wishes` is pure; `WishesFile` keeps it in one small JSON file, written whole.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -36,7 +37,9 @@ class Launch(msgspec.Struct, frozen=True):
     """Idle time after which it goes; negative: never."""
 
 
-class _File(msgspec.Struct, frozen=True):
+class Kept(msgspec.Struct, frozen=True):
+    """Content of the file."""
+
     version: int = 1
     pins: tuple[Pin, ...] = ()
     launches: tuple[Launch, ...] = ()
@@ -116,7 +119,7 @@ class Wishes:
     def encode(self) -> bytes:
         return msgspec.json.format(
             msgspec.json.encode(
-                _File(
+                Kept(
                     pins=self.pins,
                     launches=tuple(self._launches.values()),
                     cordoned=tuple(sorted(self._cordoned)),
@@ -124,29 +127,67 @@ class Wishes:
             )
         )
 
-    def load(self, path: Path) -> None:
-        """Take over what an earlier run kept.
-
-        A file that cannot be read is put aside and said in the log: pins are worth less than
-        a gateway that starts.
-        """
-        try:
-            kept = msgspec.json.decode(path.read_bytes(), type=_File)
-        except FileNotFoundError:
-            return
-        except (OSError, msgspec.MsgspecError) as error:
-            aside = path.with_suffix(".broken")
-            log.error("pins and launches cannot be read, kept as %s: %s", aside, error)
-            try:
-                path.replace(aside)
-            except OSError as problem:
-                log.error("%s cannot be put aside: %s", path, problem)
-            return
+    def adopt(self, kept: Kept) -> None:
+        """Take over what an earlier run kept."""
         self._pins = {(p.node, p.device, canonical(p.model)): p for p in kept.pins}
         self._launches = {launch.engine_id: launch for launch in kept.launches}
         self._cordoned = set(kept.cordoned)
 
 
-def store(path: Path, content: bytes) -> None:
-    """Write what `Wishes.encode` gave. Blocks for an fsync."""
-    write_atomic(path, content)
+class WishesFile:
+    """The file that wishes are kept in."""
+
+    def __init__(self, path: Path, wishes: Wishes) -> None:
+        self._path = path
+        self._wishes = wishes
+        self.dirty = asyncio.Event()
+        """Set it after a change; `keep` writes soon."""
+        self._asked = 0
+        self._written = 0
+        self._writing = threading.Lock()
+
+    def load(self) -> None:
+        """Take over what was kept. Blocks.
+
+        A file that cannot be read is put aside and said in the log: pins are worth less than
+        a gateway that starts.
+        """
+        try:
+            kept = msgspec.json.decode(self._path.read_bytes(), type=Kept)
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            aside = self._path.with_suffix(".broken")
+            log.error("pins and launches cannot be read, kept as %s: %s", aside, error)
+            try:
+                self._path.replace(aside)
+            except OSError as problem:
+                log.error("%s cannot be put aside: %s", self._path, problem)
+            return
+        self._wishes.adopt(kept)
+
+    async def keep(self) -> None:
+        """Write after each change, for ever."""
+        while True:
+            await self.dirty.wait()
+            await self.store()
+
+    async def store(self) -> None:
+        """Write if something changed. A disk that refuses is logged."""
+        if not self.dirty.is_set():
+            return
+        self.dirty.clear()
+        self._asked += 1
+        # Encoded here, on the loop that changes it; only the fsync is for a thread.
+        await asyncio.to_thread(self._write, self._wishes.encode(), self._asked)
+
+    def _write(self, content: bytes, number: int) -> None:
+        # A cancelled `keep` leaves its thread running: it must not overwrite what came later.
+        with self._writing:
+            if number < self._written:
+                return
+            self._written = number
+            try:
+                write_atomic(self._path, content)
+            except OSError as error:
+                log.error("pins and launches cannot be kept in %s: %s", self._path, error)
