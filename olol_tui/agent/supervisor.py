@@ -214,9 +214,9 @@ class Supervisor:
         while True:
             await asyncio.sleep(self._policy.poll_s)
             ready = [k for k in self._keepers.values() if k.spec.kind == "simulated"]
-            if ready:
-                shown = await asyncio.gather(*(_stats_of(keeper) for keeper in ready))
-                self._source.set_engine_stats(_present(shown))
+            # Also with none left: the devices must not show what the last ones did.
+            shown = await asyncio.gather(*(_stats_of(keeper) for keeper in ready))
+            self._source.set_engine_stats(_present(shown))
 
 
 def _present(found: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Settings:
         """Memory of all its devices together."""
         self.slots = int(_number(config, "slots", 1, 1))
         """Requests of one model it runs at once."""
-        self.num_ctx = int(_number(config, "num_ctx", 4096, 4))
+        self.num_ctx = int(_number(config, "num_ctx", 4096, 1))
         """Context of requests that do not ask for one."""
         self.load_bytes_s = _number(config, "load_bytes_s", 2e9, 1)
         self.prefill_tps = _rate(config, "prefill_tps")
