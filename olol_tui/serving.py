@@ -13,8 +13,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from olol_tui.errors import LinkError, OlolError
 from olol_tui.jsonlog import logging_to
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from olol_tui.core import Core
     from olol_tui.demo import DemoOptions
     from olol_tui.fleet.snapshot import Fleet
+    from olol_tui.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -72,27 +73,30 @@ async def embed(
     config: ClusterConfig, paths: Paths, options: ConsoleOptions, demo: DemoOptions | None = None
 ) -> int:
     """Core and console together; the core outlives a console that fails or is told to go."""
-    with logging_to(paths.log_file), _only_core(paths):
+    with logging_to(paths.log_file), _only_core(paths), _stop_signals(on_hangup=False) as stop:
         async with _core(config, paths, demo) as core:
-            ended = await _console(core.link, options)
+            ended = await _console(core.link, options, stop)
             if ended == "quit":
+                # The console's words for it are «Stop everything».
+                core.stop_engines = True
                 return 0
-            with _stop_signals() as stop:
-                if ended == "crashed":
-                    print(f"The console failed; see {paths.log_file}", file=sys.stderr)
-                print(f"Serving at {core.address} without a console; ctrl+c stops.", flush=True)
-                await stop.wait()
-                await core.drain()
-            return 1 if ended == "crashed" else 0
+            if ended == "crashed":
+                _tell(f"The console failed; see {paths.log_file}")
+            if not stop.is_set():
+                _tell(f"Serving at {core.address} without a console; ctrl+c stops.")
+            await stop.wait()
+            await core.drain()
+    return 1 if ended == "crashed" else 0
 
 
 async def attach(paths: Paths, options: ConsoleOptions) -> int:
     """A console for the core that runs in another process."""
-    with logging_to(paths.log_file.with_name("console.log")):
+    log_file = paths.log_file.with_name("console.log")
+    with logging_to(log_file), _stop_signals() as stop:
         async with RemoteLink(paths.control_socket) as link:
-            ended = await _console(link, options)
+            ended = await _console(link, options, stop)
     if ended == "crashed":
-        print(f"The console failed; see {paths.log_file.parent}/console.log", file=sys.stderr)
+        _tell(f"The console failed; see {log_file}")
         return 1
     return 0
 
@@ -163,15 +167,34 @@ async def wait_for_core(paths: Paths) -> bool:
     return False
 
 
-async def _console(link: Any, options: ConsoleOptions) -> str:
+async def _console(
+    link: Link, options: ConsoleOptions, stop: asyncio.Event
+) -> Literal["quit", "keep-serving", "crashed", "stopped"]:
+    """The console until it ends, or until `stop` is set: then it is closed ("stopped")."""
     from olol_tui.console.app import run_console
 
+    console = asyncio.create_task(run_console(link, options), name="console")
+    stopped = asyncio.create_task(stop.wait())
     try:
-        return await run_console(link, options)
-    except Exception:
+        await asyncio.wait({console, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        if not console.done():
+            console.cancel()
+            await asyncio.wait({console})
+    if console.cancelled():
+        return "stopped"
+    if error := console.exception():
         # The gateway's clients must not pay for a fault in the drawing.
-        log.exception("the console failed")
+        log.error("the console failed", exc_info=error)
         return "crashed"
+    return console.result()
+
+
+def _tell(text: str) -> None:
+    """A line on stderr, whose terminal may be gone."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.asynccontextmanager
@@ -228,8 +251,13 @@ def _holder(paths: Paths) -> int | None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that the first SIGTERM, SIGINT or SIGHUP sets; the second one cancels."""
+def _stop_signals(*, on_hangup: bool = True) -> Iterator[asyncio.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second one cancels.
+
+    Args:
+        on_hangup: SIGHUP counts as one; otherwise it is ignored, for a core that shall
+            outlive the terminal of its console.
+    """
     stop = asyncio.Event()
     task = asyncio.current_task()
     loop = asyncio.get_running_loop()
@@ -239,11 +267,15 @@ def _stop_signals() -> Iterator[asyncio.Event]:
             task.cancel()
         stop.set()
 
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    for number in signals:
-        loop.add_signal_handler(number, on_signal)
+    handlers: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: on_signal,
+        signal.SIGINT: on_signal,
+        signal.SIGHUP: on_signal if on_hangup else lambda: None,
+    }
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield stop
     finally:
-        for number in signals:
+        for number in handlers:
             loop.remove_signal_handler(number)
