@@ -71,7 +71,9 @@ class LocalRoad:
         self._zip: Path | None = None
         self._sha256 = ""
         self._pid: int | None = None
-        """Of the agent, once known. It may be our child: then it is to be reaped."""
+        """Of the agent, once known."""
+        self._is_child = False
+        """Whether we started that pid: then it is ours to reap."""
 
     @property
     def kind(self) -> Literal["local", "ssh"]:
@@ -85,9 +87,9 @@ class LocalRoad:
 
     async def ensure_agent(self) -> None:
         wanted = await asyncio.to_thread(self._wanted)
-        self._reap()
         hello = await self._hello()
         if hello is not None:
+            self._is_child = self._is_child and self._pid == hello.pid
             self._pid = hello.pid
             started_with = await asyncio.to_thread(self._read_launch)
             if started_with is None or started_with == wanted:
@@ -95,8 +97,10 @@ class LocalRoad:
                 return
             await self._dismiss(hello, started_with, wanted)
         with self._starter_lock() as mine:
-            if mine:
-                await asyncio.to_thread(self._start, wanted)
+            if mine and not self._is_booting():
+                await asyncio.to_thread(self._write_launch, wanted)
+                # On the loop: cancelled in a thread, it would leave an agent nobody knows of.
+                self._start()
             await self._await_answer()
 
     async def gone(self, timeout_s: float = EXIT_TIMEOUT_S) -> bool:
@@ -178,7 +182,17 @@ class LocalRoad:
         finally:
             os.close(fd)
 
-    def _start(self, wanted: _Launch) -> None:
+    def _write_launch(self, wanted: _Launch) -> None:
+        write_atomic(self._launch_file, msgspec.json.encode(wanted))
+
+    def _is_booting(self) -> bool:
+        """True if our last start lives, though it does not answer yet."""
+        code = self._reap()
+        if code is not None:
+            log.warning("the agent of %s ended: %s", self._node, _ending(code))
+        return self._is_child and self._pid is not None
+
+    def _start(self) -> None:
         """Spawn the agent, detached. posix_spawn: no object that warns about a running child."""
         if self._zip is None:
             raise AssertionError("the zipapp is built before the agent is started")
@@ -187,7 +201,6 @@ class LocalRoad:
         if self._simulated is not None:
             argv += ["--simulated", msgspec.json.encode(self._simulated).decode()]
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        write_atomic(self._launch_file, msgspec.json.encode(wanted))
         try:
             self._pid = os.posix_spawn(
                 self._python,
@@ -205,6 +218,7 @@ class LocalRoad:
             raise NodeError(
                 f"the agent of {self._node} cannot be started: {error.strerror}: {self._python}"
             ) from error
+        self._is_child = True
         log.info("started the agent of %s, pid %d", self._node, self._pid)
 
     async def _await_answer(self) -> None:

@@ -1,0 +1,114 @@
+"""What an operator is told to look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from olol_tui.fleet.alerts import AlertBook, find
+from olol_tui.fleet.snapshot import Device, Engine, Loaded, Node
+
+GIB = 2**30
+GPU = Device("GPU-0", 0, "RTX", "nvidia", vram_bytes=24 * GIB, used_bytes=GIB, temp_c=60)
+ENGINE = Engine("n1/ollama-gpu0", "n1", "ollama", "ready", devices=("GPU-0",))
+NODE = Node("n1", "ready", devices=(GPU,), engines=(ENGINE,))
+
+
+def told(node: Node, active: frozenset[str] = frozenset()) -> list[tuple[str, str, str]]:
+    return [(f.severity, f.where, f.message) for f in find([node], active)]
+
+
+def with_device(**changes: object) -> Node:
+    return replace(NODE, devices=(replace(GPU, **changes),))  # type: ignore[arg-type]
+
+
+def with_engine(**changes: object) -> Node:
+    return replace(NODE, engines=(replace(ENGINE, **changes),))  # type: ignore[arg-type]
+
+
+def test_a_healthy_node_is_quiet() -> None:
+    assert told(NODE) == []
+
+
+def test_a_lost_node_is_one_alert_and_its_old_facts_are_none() -> None:
+    node = replace(with_device(temp_c=99), state="lost", stale=True, error="does not answer")
+    assert told(node) == [("critical", "n1", "lost: does not answer")]
+    assert told(replace(NODE, stale=True, age_s=7.4)) == [("warning", "n1", "no telemetry for 7 s")]
+
+
+@pytest.mark.parametrize(
+    ("temp_c", "limit_c", "severity"),
+    [
+        (84, None, None),
+        (86, None, "warning"),
+        (93, None, "critical"),
+        (86, 95, None),
+        (91, 95, "warning"),
+        (95, 95, "critical"),
+    ],
+)
+def test_hot_is_measured_against_the_devices_own_limit(
+    temp_c: float, limit_c: float | None, severity: str | None
+) -> None:
+    found = told(with_device(temp_c=temp_c, temp_limit_c=limit_c))
+    assert [one[0] for one in found] == ([severity] if severity else [])
+
+
+def test_a_gpu_that_cools_a_little_does_not_flicker() -> None:
+    book = AlertBook()
+    (alert,) = book.update([with_device(temp_c=86)], 10.0)
+    (still,) = book.update([with_device(temp_c=84)], 20.0)
+    assert alert.since_s == still.since_s == 10.0 and "84" in still.message
+    assert book.update([with_device(temp_c=81)], 30.0) == ()
+    (again,) = book.update([with_device(temp_c=86)], 40.0)
+    assert again.since_s == 40.0
+
+
+def test_full_memory_is_named_after_what_it_is() -> None:
+    full = with_device(used_bytes=int(23.5 * GIB))
+    assert told(full) == [("warning", "n1/gpu0", "VRAM 98% full, 512 MiB free")]
+    cpu = replace(GPU, vendor="cpu", used_bytes=int(23.5 * GIB))
+    assert told(replace(NODE, devices=(cpu,)))[0][1:] == ("n1/cpu", "memory 98% full, 512 MiB free")
+
+
+def test_drivers_and_throttling_speak_up() -> None:
+    assert told(with_device(error="GPU is lost")) == [("critical", "n1/gpu0", "GPU is lost")]
+    assert told(with_device(ecc_errors=3))[0][2] == "3 uncorrected ECC errors"
+    (hot,) = told(with_device(temp_c=90, throttle=("thermal",)))
+    assert hot[2].endswith("slowed down by thermal")
+
+
+def test_a_failed_engine_shows_its_last_log_line() -> None:
+    failed = with_engine(
+        state="failed", error="5 crashes in 5 minutes", log_tail=("CUDA error: out of memory", " ")
+    )
+    assert told(failed) == [
+        (
+            "critical",
+            "n1/ollama-gpu0",
+            "failed: 5 crashes in 5 minutes; last log line: CUDA error: out of memory",
+        )
+    ]
+    back = with_engine(state="backoff", error="exit code 1", retry_in_s=3.6, restarts=2)
+    assert told(back) == [("warning", "n1/ollama-gpu0", "exit code 1, next try in 4 s (restart 2)")]
+
+
+def test_a_model_that_spilled_to_the_cpu_is_a_fault_with_a_name() -> None:
+    spilled = Loaded("qwen3:8b", size_bytes=6 * GIB, vram_bytes=4 * GIB)
+    (alert,) = told(with_engine(loaded=(spilled,)))
+    assert alert[2] == "qwen3:8b runs partly on the CPU: 2 GiB of 6 GiB did not fit the GPU"
+    on_cpu = replace(with_engine(loaded=(spilled,)), devices=(replace(GPU, vendor="cpu"),))
+    assert told(on_cpu) == []
+    assert told(with_engine(loaded=(replace(spilled, vram_bytes=6 * GIB),))) == []
+
+
+def test_a_foreign_ollama_is_mentioned_with_what_can_be_done() -> None:
+    (alert,) = told(replace(NODE, foreign=("http://127.0.0.1:11434",)))
+    assert alert[0] == "info" and "[endpoints.NAME]" in alert[2]
+
+
+def test_a_node_without_engines_is_critical_and_worst_comes_first() -> None:
+    dead = replace(NODE, name="n2", engines=(), error="No engine was found")
+    found = find([replace(NODE, error="a library is unreadable"), dead])
+    assert [(f.severity, f.where) for f in found] == [("critical", "n2"), ("warning", "n1")]
