@@ -84,6 +84,7 @@ class Core:
         # those is tens of milliseconds between two tokens.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
         return self
 
     async def __aexit__(self, *_: object) -> None:

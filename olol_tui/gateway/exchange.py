@@ -102,7 +102,7 @@ class Exchange:
         record.state = "prefill"
         record.engine = seat.engine
         record.where = seat.where
-        record.why = decision.why
+        record.why = decision
         record.sent_s = self._touched_s = self._gateway.now()
         if seat.kind in RUNNERS and self.is_load:
             # A runner serves its model from its start: there is nothing to send.

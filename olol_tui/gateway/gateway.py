@@ -153,7 +153,7 @@ class Gateway:
             and now_s - ticket.enqueued_s > STUCK_S
             and self.queue.withdraw(ticket)
         ):
-            exchange.refuse(503, f"{exchange.model}: {decision.why()}", _RETRY_AFTER)
+            exchange.refuse(503, f"{exchange.model}: {decision.text}", _RETRY_AFTER)
 
     # -- http.App
 
@@ -251,7 +251,7 @@ class Gateway:
                 self.loader.start(step, self._roster)
             else:
                 exchange: Exchange = step.ticket.owner
-                exchange.refuse(503, f"{exchange.model}: {step.decision.why()}", _RETRY_AFTER)
+                exchange.refuse(503, f"{exchange.model}: {step.decision.text}", _RETRY_AFTER)
 
     def release(self, exchange: Exchange) -> None:
         """A slot is free: give it to the next in line."""

@@ -6,16 +6,21 @@ keeps short windows per model from which the console's rates and percentiles com
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from olol_tui.fleet.snapshot import Request, RequestState
+from olol_tui.routing.policy import Decision
 
 Dialect = Literal["ollama", "openai", "anthropic"]
 _WINDOW_S = 10.0
-_KEPT = 200
+_KEPT = 100
+_LIVE_SHOWN = 200
+"""Of the live requests, how many a snapshot lists: the oldest. All are counted."""
+_FINAL_FOR_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -40,11 +45,22 @@ class Record:
     decode_tps: float | None = None
     status: int | None = None
     error: str = ""
-    why: Callable[[], str] | None = None
+    why: Decision | None = None
     retries: int = 0
+    _final: Request | None = None
+    _final_s: float = 0.0
 
     def view(self, now_s: float) -> Request:
-        """For the snapshot."""
+        """For the snapshot. Of a finished one only the age changes: it is built anew rarely,
+        because a snapshot holds hundreds of them and stands between two tokens."""
+        if self._final is not None and now_s - self._final_s < _FINAL_FOR_S:
+            return self._final
+        request = self._build(now_s)
+        if self.ended_s is not None:
+            self._final, self._final_s = request, now_s
+        return request
+
+    def _build(self, now_s: float) -> Request:
         first, ended = self.first_s, self.ended_s
         rate = self.decode_tps
         if rate is None and first is not None:
@@ -68,7 +84,7 @@ class Record:
             tokens_per_s=rate,
             status=self.status,
             error=self.error,
-            why=self.why() if self.why is not None else "",
+            why=self.why.text if self.why is not None else "",
             stream=self.stream,
         )
 
@@ -124,7 +140,8 @@ class Ledger:
     def views(self) -> tuple[Request, ...]:
         """Finished ones first, then the live ones, newest last."""
         now = self._clock()
-        return tuple(record.view(now) for record in (*self.finished, *self.live.values()))
+        live = itertools.islice(self.live.values(), _LIVE_SHOWN)
+        return tuple(record.view(now) for record in itertools.chain(self.finished, live))
 
     def rates(self, model: str) -> tuple[float, float]:
         """(requests/s, tokens/s) of a model over the last seconds, live tokens included."""

@@ -54,8 +54,8 @@ class UpstreamConnection(asyncio.Protocol):
     """One socket to an engine, one call at a time."""
 
     __slots__ = (
-        "_complete", "_content_type", "_head_ready", "_keep_alive", "_parser", "_parts", "_pool", "address",
-        "answered", "calls", "receiver", "transport",
+        "_complete", "_content_type", "_head_ready", "_keep_alive", "_parser", "_parts", "_pool",
+        "address", "answered", "calls", "receiver", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool, address: str) -> None:

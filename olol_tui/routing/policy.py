@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from olol_tui.routing.roster import Seat
@@ -62,7 +63,7 @@ class Rejection:
     """Waiting will not change it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Decision:
     """What to do with the head of a model's queue."""
 
@@ -72,7 +73,8 @@ class Decision:
     rejected: tuple[Rejection, ...] = ()
     reason: str = ""
 
-    def why(self) -> str:
+    @cached_property
+    def text(self) -> str:
         """One line for the operator: the choice, then what it beat and what could not serve."""
         parts = [self.reason]
         parts += [f"over {c.text()}" for c in self.candidates if c.seat is not self.seat]

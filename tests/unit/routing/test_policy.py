@@ -35,7 +35,7 @@ def test_a_warm_engine_beats_a_cold_one() -> None:
     (step,) = queue.submit(ticket(), r, 0.0)
     assert isinstance(step, Dispatch)
     assert step.seat.node == "warm"
-    assert "warm/gpu0 has qwen3:8b loaded" in step.decision.why()
+    assert "warm/gpu0 has qwen3:8b loaded" in step.decision.text
 
 
 def test_requests_spread_over_equal_replicas() -> None:
@@ -76,7 +76,7 @@ def test_others_join_a_load_in_progress() -> None:
     assert queue.submit(ticket(), r, 0.1) == []
     waiting = ticket()
     assert queue.submit(waiting, r, 0.2) == []
-    assert waiting.decision is None or "the load on a/gpu0" in waiting.decision.why()
+    assert waiting.decision is None or "the load on a/gpu0" in waiting.decision.text
 
 
 def test_a_long_queue_is_worth_a_second_load_on_an_idle_gpu() -> None:
@@ -106,7 +106,7 @@ def test_a_load_never_evicts_what_is_pinned_or_busy() -> None:
     waiting = ticket()
     assert queue.submit(waiting, roster(pinned), 0.0) == []
     assert waiting.decision is not None
-    assert "busy or pinned" in waiting.decision.why()
+    assert "busy or pinned" in waiting.decision.text
     # Unpinned and idle, it may go.
     loose = replace(with_engine(full, loaded=(replace(other, pinned=False),)), devices=(device,))
     (step,) = queue.pump(MODEL, roster(loose), 1.0)
@@ -123,7 +123,7 @@ def test_cordoned_stopped_and_lost_engines_are_named_and_left_alone() -> None:
     assert queue.submit(waiting, roster(*nodes), 0.0) == []
     assert waiting.decision is not None
     assert waiting.decision.reason == NOBODY
-    why = waiting.decision.why()
+    why = waiting.decision.text
     assert "not cordoned/gpu0: the node is cordoned" in why
     assert "not back-off/gpu0: the engine is backoff: exit 1" in why
     assert "not lost/gpu0: the node is lost" in why
@@ -134,7 +134,7 @@ def test_when_every_engine_failed_for_good_the_request_fails_with_the_reason() -
     dead = with_engine(node("n"), state="failed", error="bad magic")
     (step,) = queue.submit(ticket(), roster(dead), 0.0)
     assert isinstance(step, Fail)
-    assert "bad magic" in step.decision.why()
+    assert "bad magic" in step.decision.text
     assert queue.queued == 0
 
 
