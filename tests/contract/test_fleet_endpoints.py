@@ -29,55 +29,59 @@ def url(engine: SimEngine) -> str:
 
 
 async def test_an_endpoint_is_shown_and_loads_and_unloads(tmp_path: Path) -> None:
-    async with sim_engine(vram_bytes=24 << 30, load_bytes_s=1e11) as engine:
-        async with rig(tmp_path, cluster(url(engine), vram=24 << 30)) as fleet:
-            await fleet.until(lambda _: fleet.node("old-box").state == "ready")
-            node = fleet.node("old-box")
-            assert node.kind == "endpoint"
-            assert "qwen3:8b" in [model.name for model in node.library]
-            shown = fleet.engine(ENGINE)
-            assert (shown.state, shown.slots) == ("ready", 3)
-            assert shown.address == engine.address and shown.version
-            embedding = next(m for m in node.library if m.name.startswith("nomic"))
-            assert embedding.capabilities == ("embedding",)
+    async with (
+        sim_engine(vram_bytes=24 << 30, load_bytes_s=1e11) as engine,
+        rig(tmp_path, cluster(url(engine), vram=24 << 30)) as fleet,
+    ):
+        await fleet.until(lambda _: fleet.node("old-box").state == "ready")
+        node = fleet.node("old-box")
+        assert node.kind == "endpoint"
+        assert "qwen3:8b" in [model.name for model in node.library]
+        shown = fleet.engine(ENGINE)
+        assert (shown.state, shown.slots) == ("ready", 3)
+        assert shown.address == engine.address and shown.version
+        embedding = next(m for m in node.library if m.name.startswith("nomic"))
+        assert embedding.capabilities == ("embedding",)
 
-            await fleet.do(Place("nomic-embed-text", "old-box", "gpu0"))
-            await fleet.do(SetPin("qwen3:8b", "old-box", "gpu0"))
-            assert sorted(fleet.loaded(ENGINE)) == ["nomic-embed-text:latest", "qwen3:8b"]
-            assert {x.name: x.pinned for x in fleet.engine(ENGINE).loaded}["qwen3:8b"]
-            assert fleet.used_bytes("gpu0", "old-box") > 5e9
-            await fleet.do(Unload("nomic-embed-text", "old-box", "gpu0"))
-            assert fleet.loaded(ENGINE) == ["qwen3:8b"]
+        await fleet.do(Place("nomic-embed-text", "old-box", "gpu0"))
+        await fleet.do(SetPin("qwen3:8b", "old-box", "gpu0"))
+        assert sorted(fleet.loaded(ENGINE)) == ["nomic-embed-text:latest", "qwen3:8b"]
+        assert {x.name: x.pinned for x in fleet.engine(ENGINE).loaded}["qwen3:8b"]
+        assert fleet.used_bytes("gpu0", "old-box") > 5e9
+        await fleet.do(Unload("nomic-embed-text", "old-box", "gpu0"))
+        assert fleet.loaded(ENGINE) == ["qwen3:8b"]
 
-            with pytest.raises(PlacementError, match="somebody else"):
-                await fleet.controller.submit(RestartEngine(ENGINE))
-            with pytest.raises(NodeError, match="somebody else"):
-                async for _ in fleet.controller.logs("old-box", ENGINE):
-                    pass
+        with pytest.raises(PlacementError, match="somebody else"):
+            await fleet.controller.submit(RestartEngine(ENGINE))
+        with pytest.raises(NodeError, match="somebody else"):
+            async for _ in fleet.controller.logs("old-box", ENGINE):
+                pass
 
 
 async def test_somebody_elses_load_is_seen(tmp_path: Path) -> None:
-    async with sim_engine(load_bytes_s=1e11) as engine:
-        async with rig(tmp_path, cluster(url(engine))) as fleet:
-            await fleet.until(lambda _: fleet.node("old-box").state == "ready")
-            await engine.load("llama3.2:1b")
-            fleet.controller.kick(ENGINE)
-            await fleet.until(lambda _: fleet.loaded(ENGINE) == ["llama3.2:1b"])
+    async with (
+        sim_engine(load_bytes_s=1e11) as engine,
+        rig(tmp_path, cluster(url(engine))) as fleet,
+    ):
+        await fleet.until(lambda _: fleet.node("old-box").state == "ready")
+        await engine.load("llama3.2:1b")
+        fleet.controller.kick(ENGINE)
+        await fleet.until(lambda _: fleet.loaded(ENGINE) == ["llama3.2:1b"])
 
 
 async def test_a_dead_endpoint_is_lost_with_what_it_had(tmp_path: Path) -> None:
-    async with sim_engine(load_bytes_s=1e11) as engine:
-        async with rig(tmp_path, cluster(url(engine))) as fleet:
-            await fleet.until(lambda _: fleet.node("old-box").state == "ready")
-            engine.process.kill()
-            await fleet.until(lambda _: fleet.node("old-box").state == "lost")
-            shown = fleet.engine(ENGINE)
-            assert shown.state == "backoff" and shown.retry_in_s is not None and shown.error
-            assert fleet.node("old-box").library
-            assert any(
-                a.where == "old-box" and a.severity == "critical" for a in fleet.fleet.alerts
-            )
-            await fleet.until(lambda _: fleet.node("n1").state == "ready")
+    async with (
+        sim_engine(load_bytes_s=1e11) as engine,
+        rig(tmp_path, cluster(url(engine))) as fleet,
+    ):
+        await fleet.until(lambda _: fleet.node("old-box").state == "ready")
+        engine.process.kill()
+        await fleet.until(lambda _: fleet.node("old-box").state == "lost")
+        shown = fleet.engine(ENGINE)
+        assert shown.state == "backoff" and shown.retry_in_s is not None and shown.error
+        assert fleet.node("old-box").library
+        assert any(a.where == "old-box" and a.severity == "critical" for a in fleet.fleet.alerts)
+        await fleet.until(lambda _: fleet.node("n1").state == "ready")
 
 
 async def test_an_endpoint_that_was_never_there_is_failed(tmp_path: Path) -> None:

