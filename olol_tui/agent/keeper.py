@@ -251,7 +251,9 @@ class Keeper:
         silent = 0
         while True:
             try:
-                loaded = await self._race(self._kind.loaded(self._running, self._port))
+                loaded = await self._race(
+                    self._kind.loaded(self._running, self._port, policy.answer_s)
+                )
             except client.CallError as error:
                 silent += 1
                 if silent == _SILENT_POLLS:

@@ -49,13 +49,15 @@ def rotate(path: Path, limits: Limits) -> bool:
     return True
 
 
-def tail(path: Path, count: int) -> list[str]:
-    """The last `count` lines; [] when there is no file."""
+def tail(path: Path, count: int, end: int | None = None) -> list[str]:
+    """The last `count` lines before byte `end` (default: all); [] when there is no file."""
     if count <= 0:
         return []
     try:
         with path.open("rb") as file:
             position = file.seek(0, os.SEEK_END)
+            if end is not None:
+                position = min(position, end)
             blocks: deque[bytes] = deque()
             newlines = 0
             while position > 0 and newlines <= count:
@@ -67,7 +69,10 @@ def tail(path: Path, count: int) -> list[str]:
                 blocks.appendleft(block)
     except OSError:
         return []
-    return [_clean(line) for line in b"".join(blocks).splitlines()[-count:]]
+    lines = b"".join(blocks).split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [_clean(line) for line in lines[-count:]]
 
 
 async def follow(path: Path, count: int, *, poll_s: float = 0.25) -> AsyncIterator[str]:
@@ -76,9 +81,9 @@ async def follow(path: Path, count: int, *, poll_s: float = 0.25) -> AsyncIterat
     There is no portable event for a growing file, hence the poll; a file that got
     shorter was rotated and is read from its start.
     """
-    for line in tail(path, count):
+    position = _last_line_end(path)
+    for line in tail(path, count, position):
         yield line
-    position = _size(path)
     pending = b""
     while True:
         size = _size(path)
@@ -94,6 +99,19 @@ async def follow(path: Path, count: int, *, poll_s: float = 0.25) -> AsyncIterat
                 yield _clean(raw)
             continue
         await asyncio.sleep(poll_s)
+
+
+def _last_line_end(path: Path) -> int:
+    """Where the last complete line ends: a half written one is told when it is whole."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - _BLOCK_BYTES)
+            file.seek(start)
+            last = file.read(size - start).rfind(b"\n")
+    except OSError:
+        return 0
+    return start + last + 1 if last >= 0 else start
 
 
 def _size(path: Path) -> int:

@@ -148,8 +148,6 @@ class State:
         """Every readable record by engine id; a broken one is removed: it names nobody."""
         found: dict[str, Record] = {}
         for path in sorted(self.engines.glob("*.json")):
-            if path.name.startswith("."):
-                continue
             record = _parse(path)
             if record is None or record.id != unquote(path.stem):
                 path.unlink()

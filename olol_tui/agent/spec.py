@@ -76,6 +76,8 @@ class Policy:
     ready_probe_s: float = 0.15
     poll_s: float = 1.0
     """Between looks at what a ready engine has loaded."""
+    answer_s: float = 5.0
+    """An engine that has not answered such a look by then is silent."""
     start_timeout_s: float = 60.0
     load_timeout_s: float = 900.0
     """A runner reads its whole model before it is ready."""

@@ -132,6 +132,21 @@ def test_a_killed_engine_comes_back_and_says_why(node: Agent, binary: str) -> No
     assert "was killed by SIGKILL" in (node.root / "agent.err").read_text()
 
 
+def test_an_engine_that_falls_silent_is_told_but_not_killed(tmp_path: Path) -> None:
+    """It may be busy in a driver: killing it would lose what it computes."""
+    binary = fake_ollama(tmp_path / "bin")
+    with agent(tmp_path, policy={**QUICK, "answer_s": 0.5}) as node:
+        node.put(spec(ID, binary))
+        pid = node.until_state(ID, "ready")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        error = node.until(lambda: node.engine(ID)["error"], "its silence is told")
+        assert "does not answer" in error
+        assert node.engine(ID)["state"] == "ready"
+        os.kill(pid, signal.SIGCONT)
+        node.until(lambda: not node.engine(ID)["error"], "it answers again")
+        assert node.engine(ID)["pid"] == pid
+
+
 def test_a_crash_loop_ends_with_the_last_lines(node: Agent, binary: str) -> None:
     node.put(spec(ID, binary, env={"FAKE_CRASH": "1"}))
     status = node.until_state(ID, "backoff")

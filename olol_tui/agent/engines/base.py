@@ -83,7 +83,7 @@ class EngineKind:
         """
         raise NotImplementedError
 
-    async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
+    async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
         """LOADED facts of the models it holds.
 
         Raises:
@@ -144,13 +144,13 @@ def device_env(spec: Spec, context: Context, *, hide_vulkan: bool) -> dict[str, 
     return env
 
 
-async def health(port: int) -> bool:
+async def health(port: int, timeout_s: float = 5.0) -> bool:
     """llama-server's `/health`: 200 when the model is loaded, 503 while it loads.
 
     Raises:
         client.CallError: nothing answers.
     """
-    reply = await client.call(port, "/health", timeout_s=5.0)
+    reply = await client.call(port, "/health", timeout_s=timeout_s)
     if reply.status in (200, 503):
         return reply.status == 200
     raise client.CallError(f"/health answered {reply.status}")

@@ -51,9 +51,9 @@ class Embedded(EngineKind):
     async def ready(self, spec: Spec, port: int) -> str | None:
         return "" if await health(port) else None
 
-    async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
+    async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
         # The wheel computes on the CPU whatever device the engine is shown under.
-        return await runner_loaded(spec, await health(port), on_gpu=False)
+        return await runner_loaded(spec, await health(port, timeout_s), on_gpu=False)
 
 
 def installed_version() -> str | None:

@@ -56,9 +56,9 @@ class LlamaServer(EngineKind):
             await _completes(port)
         return ""
 
-    async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
+    async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
         on_gpu = bool(spec.devices) and spec.devices != ("cpu",)
-        return await runner_loaded(spec, await health(port), on_gpu=on_gpu)
+        return await runner_loaded(spec, await health(port, timeout_s), on_gpu=on_gpu)
 
 
 def is_embedding(path: Path) -> bool:

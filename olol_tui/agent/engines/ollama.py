@@ -42,8 +42,8 @@ class Ollama(EngineKind):
     async def ready(self, spec: Spec, port: int) -> str | None:
         return await version(port)
 
-    async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
-        return await ps(port)
+    async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
+        return await ps(port, timeout_s)
 
 
 async def version(port: int, timeout_s: float = 5.0) -> str | None:
@@ -60,13 +60,13 @@ async def version(port: int, timeout_s: float = 5.0) -> str | None:
     return found if isinstance(found, str) else None
 
 
-async def ps(port: int) -> list[dict[str, Any]]:
+async def ps(port: int, timeout_s: float) -> list[dict[str, Any]]:
     """LOADED facts from `/api/ps`.
 
     Raises:
         client.CallError: no usable answer.
     """
-    reply = await client.call(port, "/api/ps", timeout_s=5.0)
+    reply = await client.call(port, "/api/ps", timeout_s=timeout_s)
     data = reply.json()
     if reply.status != 200 or not isinstance(data, dict):
         raise client.CallError(f"/api/ps answered {reply.status}")

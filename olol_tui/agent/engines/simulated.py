@@ -22,7 +22,7 @@ class Simulated(EngineKind):
                 "start the agent with --simulated",
             )
         vram = sum(int(context.devices[uuid].get("vram_bytes") or 0) for uuid in spec.devices)
-        config: dict[str, Any] = {"slots": spec.slots}
+        config: dict[str, Any] = {"slots": spec.slots, "num_ctx": spec.num_ctx}
         if vram:
             config["vram_bytes"] = vram
         config.update(spec.simulated)
@@ -42,8 +42,8 @@ class Simulated(EngineKind):
     async def ready(self, spec: Spec, port: int) -> str | None:
         return await version(port)
 
-    async def loaded(self, spec: Spec, port: int) -> list[dict[str, Any]]:
-        return await ps(port)
+    async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
+        return await ps(port, timeout_s)
 
 
 async def stats(port: int) -> dict[str, Any]:
