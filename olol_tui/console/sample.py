@@ -82,7 +82,7 @@ def panes_fleet(at_s: float = 300.0) -> Fleet:
         ("n01/gpu0", "qwen3:8b"),
         ("n01/gpu0", "llama3.3:70b"),
         ("n01/gpu1", "llama3.3:70b"),
-        ("n01/gpu1", "gemma3:27b"),
+        ("n01/gpu1", "llama3.3:70b"),
         ("n01/gpu2", "deepseek-r1:32b"),
         ("n02/gpu0", "gpt-oss:120b"),
         ("n02/gpu0", "gpt-oss:120b"),

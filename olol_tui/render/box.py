@@ -91,12 +91,12 @@ def place_row(
     style = {
         "fits": palette.ok,
         "evicts": palette.warn,
-        "too big": palette.crit,
-        "here": palette.muted,
-        "absent": palette.muted,
-        "unknown": palette.muted,
-    }[fit.verdict]
-    glyph = {"fits": "●", "evicts": "▲", "too big": "✕", "here": "·"}.get(fit.verdict, " ")
+        "waits": palette.warn,
+        "never": palette.crit,
+    }.get(fit.verdict, palette.muted)
+    glyph = {"fits": "●", "evicts": "▲", "waits": "▲", "never": "✕", "loaded": "·"}.get(
+        fit.verdict, " "
+    )
     row.put(f"{glyph} ", style)
     if fit.possible and fit.after_bytes is not None and row.left > 24:
         row.put(f"→ {size_pair(fit.after_bytes, fit.total_bytes)}", palette.base, 13).gap()

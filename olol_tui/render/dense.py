@@ -100,7 +100,7 @@ def draw_row(
 def _models(row: Row, tile: Tile, width: int, palettes: Palettes, *, cursor: bool) -> None:
     """The models, or what is wrong where that matters more."""
     palette = palettes.cursor if cursor else palettes.base
-    if tile.note and (tile.state in ("lost", "crit", "stale") or not tile.residents):
+    if tile.note and (tile.state in ("lost", "crit") or not tile.residents):
         row.put(tile.note, palette.state(tile.state), width)
         return
     if not tile.residents:

@@ -1,6 +1,7 @@
-"""Would a model fit on a device, and who would have to leave: an estimate for the eye.
+"""Would a model fit on a device, and who would have to leave: shown before the key is pressed.
 
-The core decides; this says before the key is pressed what is likely to happen.
+The judgement is the core's own (`placement.fit`), asked with what the snapshot tells; the
+core judges again when the command arrives, with what it has measured.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from olol_tui.fleet.snapshot import RUNNERS, Fleet, Model
+from olol_tui.errors import OlolError
+from olol_tui.fleet.snapshot import Fleet, Model
+from olol_tui.fleet.targets import find_target, room_of
 from olol_tui.models.names import canonical, same
-from olol_tui.render.text import size
-from olol_tui.render.tiles import RUNNING, Resident, Tile
+from olol_tui.placement.fit import estimate, judge
+from olol_tui.render.tiles import RUNNING, Tile
 
-OVERHEAD = 1.1
-"""KV cache and buffers on top of the weights, as long as no replica was seen loaded."""
+DEFAULT_CTX = 4096
+"""Context that an engine takes when nobody says another."""
 
-Verdict = Literal["fits", "evicts", "too big", "here", "absent", "unknown"]
+Verdict = Literal["fits", "evicts", "waits", "never", "loaded", "unknown", "absent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,46 +27,32 @@ class Fit:
     """What loading one model on one device would do."""
 
     verdict: Verdict
+    reason: str
+    """One sentence with numbers."""
     need_bytes: int
     before_bytes: int | None
     after_bytes: int | None
     total_bytes: int | None
-    evicts: tuple[str, ...] = ()
-    short_bytes: int = 0
-    """What is missing when it is too big."""
+    goes: tuple[str, ...] = ()
+    """Models that must go first."""
 
     @property
     def possible(self) -> bool:
-        return self.verdict in ("fits", "evicts", "unknown")
+        return self.verdict in ("fits", "evicts", "waits", "unknown")
 
     @property
     def words(self) -> str:
         """The verdict in a few words."""
-        if self.verdict == "evicts":
-            return "evicts " + ", ".join(self.evicts)
-        if self.verdict == "too big":
-            return f"too big, {size(self.short_bytes)} short"
+        names = ", ".join(self.goes)
         return {
             "fits": "fits",
-            "here": "already here",
-            "absent": "not in the library",
+            "evicts": f"evicts {names}" if names else "may fail: memory held by others",
+            "waits": f"waits for {names}",
+            "never": "too big",
+            "loaded": "already here",
             "unknown": "memory unknown",
+            "absent": "not in the library",
         }[self.verdict]
-
-
-def needed_bytes(name: str, library: Model | None, fleet: Fleet) -> int:
-    """Memory of a replica: as seen on another device, else from the size of its file."""
-    seen: list[int] = [
-        x.size_bytes or x.vram_bytes
-        for node in fleet.nodes
-        for engine in node.engines
-        for x in engine.loaded
-        if same(x.name, name)
-    ]
-    largest = max(seen, default=0)
-    if largest:
-        return largest
-    return round((library.size_bytes if library else 0) * OVERHEAD)
 
 
 def find_model(tile: Tile, name: str) -> Model | None:
@@ -72,44 +61,45 @@ def find_model(tile: Tile, name: str) -> Model | None:
     return next((m for m in tile.node.library if canonical(m.name) == wanted), None)
 
 
-def _evictable(tile: Tile, fleet: Fleet) -> list[Resident]:
-    """What an engine may throw out, first to leave first: not pinned, not running."""
-    if not any(e.kind not in RUNNERS for e in tile.engines):
-        return []
-    busy = {
-        canonical(r.model) for r in fleet.requests if r.state in RUNNING and r.where == tile.label
-    }
-    idle = [
-        r
-        for r in tile.residents
-        if not r.pinned and not r.loading and canonical(r.name) not in busy
+def _measured_bytes(name: str, fleet: Fleet) -> int | None:
+    """The largest replica of the model anywhere: better than any guess."""
+    seen: list[int] = [
+        loaded.size_bytes or loaded.vram_bytes
+        for node in fleet.nodes
+        for engine in node.engines
+        for loaded in engine.loaded
+        if same(loaded.name, name)
     ]
-    return sorted(idle, key=lambda r: r.expires_at or "9999")
+    return max(seen, default=0) or None
 
 
-def judge(name: str, tile: Tile, fleet: Fleet) -> Fit:
+def judge_on(name: str, tile: Tile, fleet: Fleet) -> Fit:
     """What would happen if the model were loaded on the tile's device."""
-    model = find_model(tile, name)
-    need = needed_bytes(name, model, fleet)
     device = tile.device
     used = None if device is None else device.used_bytes
     total = None if device is None else device.vram_bytes
-    if any(same(r.name, name) for r in tile.residents):
-        return Fit("here", need, used, used, total)
-    if model is None:
-        return Fit("absent", need, used, used, total)
-    if used is None or total is None:
-        return Fit("unknown", need, used, None, total)
-    short = need - (total - used)
-    if short <= 0:
-        return Fit("fits", need, used, used + need, total)
-    leaving: list[str] = []
-    freed = 0
-    for resident in _evictable(tile, fleet):
-        if freed >= short:
-            break
-        leaving.append(resident.name)
-        freed += resident.vram_bytes or resident.size_bytes
-    if leaving and freed >= short:
-        return Fit("evicts", need, used, used - freed + need, total, tuple(leaving))
-    return Fit("too big", need, used, used + need, total, short_bytes=short - freed)
+    measured = _measured_bytes(name, fleet)
+    try:
+        target = find_target((tile.node,), name, tile.key[0], tile.key[1])
+    except OlolError as error:
+        return Fit("absent", str(error), measured or 0, used, used, total)
+
+    def busy(engine_id: str) -> frozenset[str]:
+        return frozenset(
+            canonical(r.model)
+            for r in fleet.requests
+            if r.engine == engine_id and r.state in RUNNING
+        )
+
+    slots = target.engine.slots if target.engine is not None else 1
+    need = estimate(target.model, num_ctx=DEFAULT_CTX, slots=slots, measured_bytes=measured)
+    room = room_of(target, busy)
+    fit = judge(target.name, need, room)
+    before = None
+    if room.total_bytes is not None and room.free_bytes is not None:
+        before = room.total_bytes - room.free_bytes
+    after = before
+    if before is not None and fit.verdict not in ("loaded", "unknown"):
+        freed = sum(r.bytes for r in room.residents if r.name in fit.goes)
+        after = max(0, before - freed) + need.total_bytes
+    return Fit(fit.verdict, fit.reason, need.total_bytes, before, after, room.total_bytes, fit.goes)

@@ -8,7 +8,7 @@ from olol_tui.render.palette import Palette
 from olol_tui.render.text import cells
 from olol_tui.render.tiles import GLYPHS
 
-_KEYS_WIDTH = 10
+_KEYS_WIDTH = 9
 
 
 def _action_line(action: Action, width: int, palette: Palette, *, read_only: bool) -> Line:
@@ -16,7 +16,8 @@ def _action_line(action: Action, width: int, palette: Palette, *, read_only: boo
     keys = " ".join(show_key(k) for k in action.keys)
     row = Row(width, palette.base)
     row.put(keys, palette.faint if gone else palette.strong, max(_KEYS_WIDTH, cells(keys) + 1))
-    row.put("▲ " if action.dangerous else "  ", palette.faint if gone else palette.warn)
+    if action.group not in _SHORT:
+        row.put("▲ " if action.dangerous else "  ", palette.faint if gone else palette.warn)
     return row.put(action.help, palette.faint if gone else palette.base, row.left).end()
 
 

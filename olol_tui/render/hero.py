@@ -112,6 +112,8 @@ def _fits(tile: Tile, width: int, palette: Palette) -> Line:
     if fitting:
         words = ", ".join(f"{m.name} {size(m.size_bytes)}" for m in fitting[:6])
         row.put(f"  fits: {words}", palette.muted, max(0, row.left - 1))
+    elif len(tile.node.library) > len(held):
+        row.put("  nothing else of the library fits beside", palette.muted, max(0, row.left - 1))
     return row.end()
 
 
@@ -157,8 +159,8 @@ def draw_hero(
         row = Row(width, palette.base).gap(3).put("└ ", palettes.base.faint)
         lines.append(row.put(tile.log, palettes.base.muted, max(0, row.left - 1)).end())
     if graphs:
-        # Status, titles, models, a gap and what is free; then alerts when there are some.
-        below = 6 + max(1, len(tile.residents)) + (5 if others else 0)
+        # Status, rule, titles, models and what is free; then alerts when there are some.
+        below = 4 + max(1, len(tile.residents)) + (6 if others else 0)
         rows = graph_rows(len(graphs), width, height, below)
         if width >= BOXED:
             half = width // 2
@@ -174,11 +176,14 @@ def draw_hero(
         else:
             for g in graphs:
                 lines.extend(_draw_graph(tile, *g, width, rows, palette))
-    lines.extend(_residents(fleet, tile, width, palettes))
+    roomy = height - len(lines) > 3 + max(1, len(tile.residents))
+    lines.extend(_residents(fleet, tile, width, palettes, roomy=roomy))
     return lines[:height]
 
 
-def _residents(fleet: Fleet, tile: Tile, width: int, palettes: Palettes) -> list[Line]:
+def _residents(
+    fleet: Fleet, tile: Tile, width: int, palettes: Palettes, *, roomy: bool
+) -> list[Line]:
     base = palettes.base
     rule = Row(width, base.faint).raw("─ ", 2, base.faint).put("Loaded", base.muted).gap()
     lines = [rule.raw("─" * rule.left, rule.left, base.faint).end()]
@@ -202,6 +207,7 @@ def _residents(fleet: Fleet, tile: Tile, width: int, palettes: Palettes) -> list
     if not tile.residents:
         row = Row(width, base.base).gap(2)
         lines.append(row.put("nothing loaded: p places a model", base.faint).end())
-    lines.append(blank(width, base.base))
+    if roomy:
+        lines.append(blank(width, base.base))
     lines.append(_fits(tile, width, base))
     return lines

@@ -16,6 +16,9 @@ from olol_tui.render.tiles import Tile, engine_fault
 WIDE = 100
 """From this width alerts and models stand side by side."""
 
+LOG_SAYS = "; last log line: "
+"""Between an alert and the log line that explains it: the line gets a row of its own."""
+
 _GLYPH: dict[Severity, str] = {"critical": "■", "warning": "▲", "info": "·"}
 
 
@@ -33,7 +36,11 @@ class Notice:
 
 def notices(fleet: Fleet, tiles: tuple[Tile, ...]) -> tuple[Notice, ...]:
     """Alerts of the fleet plus every fault of a node or engine they do not name, worst first."""
-    found = [Notice(a.severity, a.where, a.message, fleet.now_s - a.since_s) for a in fleet.alerts]
+    found: list[Notice] = []
+    for alert in fleet.alerts:
+        message, _, line = alert.message.partition(LOG_SAYS)
+        age_s = fleet.now_s - alert.since_s
+        found.append(Notice(alert.severity, alert.where, message, age_s, line))
     named = {n.where for n in found}
     details: dict[str, str] = {}
     for node in fleet.nodes:
@@ -52,13 +59,15 @@ def notices(fleet: Fleet, tiles: tuple[Tile, ...]) -> tuple[Notice, ...]:
         device_fault = tile.state in ("crit", "warn") and tile.note
         faults = tuple(f for e in tile.engines if (f := engine_fault(e)))
         engine_note = bool(faults) and tile.note.endswith(faults)
-        if device_fault and not engine_note and tile.label not in named:
+        told = tile.label in named or any(e.id in named for e in tile.engines)
+        if device_fault and not engine_note and not told:
             severity = "critical" if tile.state == "crit" else "warning"
             found.append(Notice(severity, tile.label, tile.note, None))
     order = {"critical": 0, "warning": 1, "info": 2}
     found.sort(key=lambda n: order[n.severity])
     return tuple(
-        Notice(n.severity, n.where, n.message, n.age_s, details.get(n.where, "")) for n in found
+        Notice(n.severity, n.where, n.message, n.age_s, n.detail or details.get(n.where, ""))
+        for n in found
     )
 
 

@@ -21,6 +21,8 @@ SORTS: dict[str, tuple[str, str]] = {
 }
 """Letter after `o`: field of `fields_of` and how it is called."""
 
+SORT_HOLD_S = 2.0
+
 FAULTY = frozenset({"warn", "crit", "lost", "stale"})
 
 
@@ -59,6 +61,8 @@ class FleetView(View):
         self._sort = "n"
         self._reverse = False
         self._choosing_sort = False
+        self._ranked: dict[TileKey, int] = {}
+        self._ranked_s = 0.0
         self._faults_only = False
         self._placement = Placement(self)
 
@@ -73,16 +77,27 @@ class FleetView(View):
             and (not self._faults_only or t.state in FAULTY)
         ]
         if self._sort != "n":
-            field = SORTS[self._sort][0]
-
-            def value(tile: Tile) -> float:
-                found = fields_of(tile)[field]
-                return found if isinstance(found, int | float) else -1.0
-
-            tiles.sort(key=value, reverse=not self._reverse)
+            rank = self._ranks()
+            tiles.sort(key=lambda t: rank.get(t.key, len(rank)))
         elif self._reverse:
             tiles.reverse()
         return tuple(tiles)
+
+    def _ranks(self) -> dict[TileKey, int]:
+        """Places in the sort order, held for a while so that rows do not jump at every tick."""
+        now_s = self.scene.fleet.now_s
+        if self._ranked and 0 <= now_s - self._ranked_s < SORT_HOLD_S:
+            return self._ranked
+        field = SORTS[self._sort][0]
+
+        def value(tile: Tile) -> float:
+            found = fields_of(tile)[field]
+            return found if isinstance(found, int | float) else -1.0
+
+        ordered = sorted(self.scene.tiles, key=value, reverse=not self._reverse)
+        self._ranked = {tile.key: place for place, tile in enumerate(ordered)}
+        self._ranked_s = now_s
+        return self._ranked
 
     def current(self) -> Tile | None:
         """The tile under the cursor."""
@@ -96,7 +111,7 @@ class FleetView(View):
         if self._tiles and not any(t.key == self.cursor for t in self._tiles):
             self.cursor = self._tiles[0].key
             self._first = 0
-        layout = self._layout = plan(self.scene, len(self._tiles), width, height, self._mode)
+        layout = self._layout = plan(self.scene, len(self._tiles), width, height, self._wanted())
         self.page = layout.rows * layout.columns
         row = self._index() // layout.columns
         total = -(-len(self._tiles) // layout.columns)
@@ -118,6 +133,13 @@ class FleetView(View):
             if self.scene.tiles
             else "no node yet: is the agent starting?",
         )
+
+    def _wanted(self) -> Mode | None:
+        """The mode asked for; a filter does not change the mode that the whole fleet has."""
+        filtered = len(self._tiles) < len(self.scene.tiles)
+        if self._mode is None and filtered and self._layout is not None:
+            return self._layout.mode
+        return self._mode
 
     def crumbs(self) -> str:
         layout = self._layout
@@ -156,6 +178,7 @@ class FleetView(View):
             if letter in SORTS:
                 self._reverse = not self._reverse if letter == self._sort else False
                 self._sort = letter
+                self._ranked = {}
             self.host.redraw()
             return True
         return self._placement.intercept(key) or super().intercept(key)

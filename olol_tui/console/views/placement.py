@@ -17,10 +17,10 @@ from olol_tui.console.dialogs.picker import Item, Picker
 from olol_tui.console.dialogs.sheet import Sheet
 from olol_tui.fleet.commands import Move, Place, SetPin, Unload
 from olol_tui.models.names import same
-from olol_tui.render.box import facts, memory_change, place_row
+from olol_tui.render.box import facts, memory_change, paragraph, place_row
 from olol_tui.render.details import tile_facts
-from olol_tui.render.fit import Fit, find_model, judge
-from olol_tui.render.line import Line, Row
+from olol_tui.render.fit import Fit, find_model, judge_on
+from olol_tui.render.line import Line, Row, blank
 from olol_tui.render.palette import Palette
 from olol_tui.render.panes import resident_row
 from olol_tui.render.text import cells, clean, size, size_pair
@@ -79,7 +79,10 @@ class Placement:
 
         def detail(name: str, width: int, p: Palette) -> list[Line]:
             here = self._view.scene.by_key.get(key, tile)
-            return memory_change(judge(name, here, self._view.scene.fleet), "", width, p)
+            fit = judge_on(name, here, self._view.scene.fleet)
+            lines = paragraph(fit.reason, width, p, "muted")[:2]
+            lines.extend(blank(width, p.base) for _ in range(2 - len(lines)))
+            return [*lines, *memory_change(fit, tile.memory_word, width, p)]
 
         free = tile.device.free_bytes
         words = "" if free is None else f", {size(free)} of {size(tile.device.vram_bytes)} free"
@@ -94,7 +97,7 @@ class Placement:
         self._host.ask(picker, lambda name: self._confirm_place(key, name))
 
     def _place_item(self, name: str, tile: Tile) -> Item:
-        fit = judge(name, tile, self._view.scene.fleet)
+        fit = judge_on(name, tile, self._view.scene.fleet)
         model = find_model(tile, name)
         kind = "" if model is None else f"{model.parameter_size} {model.quantization}".strip()
         width = _name_width(tile)
@@ -102,14 +105,14 @@ class Placement:
         def draw(line_width: int, p: Palette) -> Line:
             return place_row(name, kind, fit, line_width, width, p)
 
-        refusal = "" if fit.possible else f"{clean(name)}: {fit.words}"
+        refusal = "" if fit.possible else fit.reason
         return Item(name, f"{name} {kind}", draw, refusal)
 
     def _confirm_place(self, key: TileKey, name: str) -> None:
         tile = self._view.scene.by_key.get(key)
         if tile is None:
             return
-        fit = judge(name, tile, self._view.scene.fleet)
+        fit = judge_on(name, tile, self._view.scene.fleet)
         command = Place(model=name, node=key[0], device=key[1])
         self._confirm(
             title="Place a model",
@@ -132,17 +135,16 @@ class Placement:
     ) -> None:
         """Ask with memory before and after; Cancel has focus when a model would be evicted."""
         text = [("bright", question)]
-        if fit.evicts:
-            text.append(("warn", f"▲ evicts {', '.join(clean(n) for n in fit.evicts)}"))
-        elif fit.verdict == "unknown":
-            text.append(("muted", "the device does not say how much memory is free"))
+        if fit.verdict in ("evicts", "waits"):
+            text.append(("warn", f"▲ {fit.words}"))
+        text.append(("muted", fit.reason))
         dialog = Ask(
             self._host,
             title,
             text,
             [Answer("yes", answer)],
-            danger=bool(fit.evicts),
-            focus=CANCEL if fit.evicts else "yes",
+            danger=fit.verdict == "evicts",
+            focus=CANCEL if fit.verdict == "evicts" else "yes",
             body=lambda width, p: memory_change(fit, tile.memory_word, width, p),
         )
         self._host.ask(dialog, lambda _: then())
@@ -171,9 +173,9 @@ class Placement:
         if tile is None or tile.key == source:
             row.put("  arrows choose the device, enter drops it, esc cancels", p.muted)
             return row.end()
-        fit = judge(name, tile, self._view.scene.fleet)
+        fit = judge_on(name, tile, self._view.scene.fleet)
         row.put(f"→ {clean(tile.label)} ", p.strong)
-        style = {"fits": p.ok, "evicts": p.warn}.get(fit.verdict, p.crit)
+        style = {"fits": p.ok, "evicts": p.warn, "waits": p.warn}.get(fit.verdict, p.crit)
         if fit.verdict == "absent":
             words = f"✕ {clean(tile.node.name)} does not have it"
         else:
@@ -203,9 +205,9 @@ class Placement:
         tile = self._view.current()
         if tile is None or tile.key == (node, device):
             return
-        fit = judge(name, tile, self._view.scene.fleet)
+        fit = judge_on(name, tile, self._view.scene.fleet)
         if not fit.possible or tile.device is None:
-            self._host.say(f"{clean(name)} on {clean(tile.label)}: {fit.words}", severity="warning")
+            self._host.say(fit.reason, severity="warning")
             return
         self._moving = None
         command = Move(
