@@ -77,7 +77,7 @@ class DemoOptions:
     """How the demonstration behaves."""
 
     traffic: bool = True
-    per_gpu_per_s: float = 0.12
+    per_gpu_per_s: float = 0.35
     """Requests a second that each device is offered on average."""
     seed: int | None = None
     """Makes the traffic repeatable; None: different each time."""

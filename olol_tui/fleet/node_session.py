@@ -70,7 +70,13 @@ class NodeSession:
         self._changed = changed
         self._expires_at = expires_at
         self._beat_s = beat_s
-        self._facts = NodeFacts(name=name, kind=road.kind, pool=config.pool, beat_s=beat_s)
+        self._facts = NodeFacts(
+            name=name,
+            kind=road.kind,
+            pool=config.pool,
+            beat_s=beat_s,
+            is_simulated=config.simulated is not None,
+        )
         self._overlay = Overlay(clock, changed)
         self._clock_map = ClockMap()
         self._client: AgentClient | None = None

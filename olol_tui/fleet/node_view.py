@@ -30,6 +30,8 @@ class NodeFacts:
     kind: Literal["local", "ssh"]
     pool: str
     beat_s: float
+    is_simulated: bool = False
+    """It pretends to be a machine of its own: what really runs beside it is not its business."""
     state: NodeState = "connecting"
     link_error: str = ""
     steer_error: str = ""
@@ -72,10 +74,6 @@ def build_node(
     index = {device.uuid: device.index for device in devices}
     finished.sort(key=lambda e: (min((index.get(d, 0) for d in e.devices), default=0), e.id))
     age_s = max(0.0, now_s - facts.frame_at_s) if frame is not None else 0.0
-    if frame is not None:
-        foreign = frame.foreign
-    else:
-        foreign = tuple(one.url for one in inventory.foreign) if inventory else ()
     return Node(
         name=facts.name,
         state=facts.state,
@@ -84,7 +82,7 @@ def build_node(
         engines=tuple(finished),
         library=desired.usable(facts.models, facts.plan),
         runner=cast(Literal["", "llama-server", "embedded"], facts.plan.runner or ""),
-        foreign=foreign,
+        foreign=_foreign(facts),
         agent_version=facts.hello.version if facts.hello else "",
         age_s=age_s,
         stale=frame is not None and age_s > STALE_AFTER_BEATS * facts.beat_s,
@@ -95,6 +93,14 @@ def build_node(
         pool=facts.pool,
         error=_error(facts),
     )
+
+
+def _foreign(facts: NodeFacts) -> tuple[str, ...]:
+    if facts.is_simulated:
+        return ()
+    if facts.frame is not None:
+        return facts.frame.foreign
+    return tuple(one.url for one in facts.inventory.foreign) if facts.inventory else ()
 
 
 def _memory_bytes(facts: NodeFacts) -> int | None:
