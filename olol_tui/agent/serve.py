@@ -116,8 +116,11 @@ async def _watch_foreign(
     facts: Facts, supervisor: Supervisor, telemetry: Telemetry, policy: Policy
 ) -> None:
     while True:
-        if await facts.look_for_foreign(supervisor.sessions()):
-            telemetry.changed()
+        try:
+            if await facts.look_for_foreign(supervisor.sessions()):
+                telemetry.changed()
+        except OSError as error:
+            log.warning("cannot look for other Ollama servers: %s", error)
         await asyncio.sleep(policy.foreign_s)
 
 

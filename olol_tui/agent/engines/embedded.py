@@ -108,6 +108,8 @@ def _serve(options: argparse.Namespace) -> Any:
     params.use_jinja = True
     params.ui = False
     params.endpoint_metrics = True
+    # Its default lets any web page in the operator's browser read the answers.
+    params.cors_origins = f"http://127.0.0.1:{options.port}"
     params.warmup = False
     # Completions and embeddings from one server: with a pooling type set, llama-server
     # pools only the requests that ask for embeddings.
