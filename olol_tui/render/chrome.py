@@ -12,7 +12,18 @@ from olol_tui.render.charts import bar
 from olol_tui.render.line import Frame, Hit, Line, Row
 from olol_tui.render.palette import Palette, Palettes
 from olol_tui.render.summary import Notice
-from olol_tui.render.text import age, cells, clean, count, percent, rate, seconds, size_pair, watts
+from olol_tui.render.text import (
+    age,
+    cells,
+    clean,
+    count,
+    fit,
+    percent,
+    rate,
+    seconds,
+    size_pair,
+    watts,
+)
 from olol_tui.render.tiles import GLYPHS, WORST_FIRST, Tile
 
 RESULT_SHOWN_S = 8.0
@@ -173,7 +184,7 @@ def draw_tabs(
             row.put(f" {key} ", p.accent).put(f"{title} ", p.muted)
     room = row.left - 2
     if crumbs and room > 4:
-        row.right(crumbs if cells(crumbs) <= room else clean(crumbs)[:room], p.muted, margin=1)
+        row.right(fit(crumbs, min(cells(clean(crumbs)), room)), p.muted, margin=1)
     frame.lines.append(row.end())
     return frame
 
