@@ -87,8 +87,16 @@ class Runners:
             EngineError: it failed, with its last words.
         """
         await self._make_room(report, target, fit)
-        engine_id = self.wish(target, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
+        engine_id = self.engine_id(target)
         existing = self._desk.engine(engine_id)
+        spec_before = self._wish_for_process(engine_id)
+        self.wish(target, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
+        replaced_pid = None
+        if existing is not None and spec_before not in (None, self._wish_for_process(engine_id)):
+            # Another context: the agent replaces the process that is ready now.
+            replaced_pid = existing.pid
+        elif existing is not None and existing.state == "ready":
+            return f"{target.name} was resident already"
         old_failure_s = None
         if existing is not None and existing.state == "failed":
             old_failure_s = existing.since_s
@@ -99,6 +107,8 @@ class Runners:
             engine = self._desk.engine(engine_id)
             if engine is None:
                 raise NodeError(f"{engine_id} was withdrawn before it was ready")
+            if replaced_pid is not None and engine.pid == replaced_pid:
+                return None
             if engine.state == "ready":
                 return engine
             if engine.state == "failed" and not _same_moment(engine.since_s, old_failure_s):
@@ -115,6 +125,13 @@ class Runners:
         size = sum(one.size_bytes for one in engine.loaded) or target.model.size_bytes
         elapsed_s = self._desk.now_s() - started_s
         return f"{target.name} takes {format_size(size)}; {elapsed_s:.1f} s"
+
+    def _wish_for_process(self, engine_id: str) -> tuple[object, ...] | None:
+        """What of a wish its process depends on: if that changes, there will be another one."""
+        launch = self._desk.wishes.launch_of(engine_id)
+        if launch is None:
+            return None
+        return launch.path, launch.chat_template, launch.num_ctx, launch.kind, launch.device
 
     async def stop(self, report: Report, engine: Engine) -> str:
         """Withdraw a runner and wait until its process is gone."""

@@ -85,8 +85,13 @@ async def test_a_pinned_runner_stays_through_a_kill_and_goes_when_unloaded(
 ) -> None:
     async with rig(tmp_path, cluster()) as fleet:
         await connected(fleet)
-        operation = await fleet.do(Place(MODEL, "local", "cpu", keep_alive_s=2.0))
+        operation = await fleet.do(Place(MODEL, "local", "cpu", keep_alive_s=60.0))
         assert "takes" in operation.message
+        operation = await fleet.do(Place(MODEL, "local", "cpu"))
+        assert "resident already" in operation.message
+        before = fleet.engine(ENGINE).pid
+        await fleet.do(Place(MODEL, "local", "cpu", num_ctx=1024))
+        assert fleet.engine(ENGINE).pid != before, "another context is another process"
         await fleet.do(SetPin(MODEL, "local", "cpu"))
         (resident,) = fleet.engine(ENGINE).loaded
         assert resident.pinned and resident.expires_at == ""
