@@ -16,7 +16,7 @@ import pytest
 from tests.contract.agent_rig import QUICK, Agent, agent, alive
 
 NAME = "smollm2:135m"
-LLAMA_SERVER = os.environ.get("OLOL_LLAMA_SERVER") or shutil.which("llama-server") or ""
+LLAMA_SERVER = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server") or ""
 
 embedded = pytest.param("embedded", marks=pytest.mark.embedded)
 llama_server = pytest.param(
@@ -24,7 +24,7 @@ llama_server = pytest.param(
     marks=[
         pytest.mark.llama_server,
         pytest.mark.skipif(
-            not LLAMA_SERVER, reason="no llama-server on PATH and OLOL_LLAMA_SERVER is not set"
+            not LLAMA_SERVER, reason="no llama-server on PATH and OLOL_TEST_LLAMA_SERVER is not set"
         ),
     ],
 )
