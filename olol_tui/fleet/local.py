@@ -29,6 +29,7 @@ from olol_tui.files import write_atomic
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.wire import Hello
 from olol_tui.paths import Paths
+from olol_tui.unixhttp import UnixTransport
 
 log = logging.getLogger("olol.fleet.local")
 
@@ -80,7 +81,7 @@ class LocalRoad:
         return "local"
 
     def agent_transport(self) -> httpx.AsyncBaseTransport:
-        return httpx.AsyncHTTPTransport(uds=str(self._socket))
+        return UnixTransport(self._socket)
 
     def engine_transport(self) -> httpx.AsyncBaseTransport:
         return httpx.AsyncHTTPTransport()
