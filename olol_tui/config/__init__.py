@@ -4,6 +4,7 @@ from olol_tui.config.load import load, parse
 from olol_tui.config.schema import (
     ClusterConfig,
     EndpointConfig,
+    EnginesConfig,
     GatewayConfig,
     ModelConfig,
     NodeConfig,
@@ -13,6 +14,7 @@ from olol_tui.config.schema import (
 __all__ = [
     "ClusterConfig",
     "EndpointConfig",
+    "EnginesConfig",
     "GatewayConfig",
     "ModelConfig",
     "NodeConfig",

@@ -34,6 +34,9 @@ Vram = Annotated[Size, Field(ge=2**20)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Role = Literal["ollama", "shared", "rpc", "off"]
+"""What a GPU is for: an engine of its own, part of one engine over several GPUs, a worker of
+split models, nothing."""
 
 
 def _path(text: str, info: ValidationInfo) -> str:
@@ -46,6 +49,34 @@ def _path(text: str, info: ValidationInfo) -> str:
 
 
 FilePath = Annotated[str, AfterValidator(_path)]
+
+
+def _path_there(text: str) -> str:
+    """A path on another machine: nothing here can complete it."""
+    if text and not text.startswith(("/", "~/")):
+        raise ValueError(f"expected a path such as /scratch/ops or ~/ops, got {text!r}")
+    return text
+
+
+def _archive(text: str, info: ValidationInfo) -> str:
+    """A URL as it is, anything else as a path."""
+    if "://" not in text:
+        return _path(text, info)
+    if urlsplit(text).scheme not in ("http", "https"):
+        raise ValueError(f"expected a path or an http(s) URL, got {text!r}")
+    return text
+
+
+ArchiveSource = Annotated[str, AfterValidator(_archive)]
+
+
+def _device_key(key: str) -> str:
+    if key.isascii() and (key.isdigit() or ("-" in key and key.isprintable() and " " not in key)):
+        return key
+    raise ValueError(f"expected a GPU's index or UUID such as 1 or GPU-5f, got {key!r}")
+
+
+DeviceKey = Annotated[str, AfterValidator(_device_key)]
 
 
 def _url(text: str) -> str:
@@ -103,14 +134,30 @@ class NodeConfig(_Table):
     local: bool = False
     """This machine, without SSH."""
     host: str = ""
+    """Address, or a Host of ~/.ssh/config; by default the name of the table."""
     user: str = ""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Of sshd; None: as ~/.ssh/config says, else 22."""
+    identity: FilePath = ""
+    """Private key file, instead of what ~/.ssh/config and the agent offer."""
+    known_hosts: FilePath = ""
+    """Host keys to trust, instead of the user's known_hosts."""
+    profile: Literal["lan", "wan"] = "lan"
+    """How soon a silent link counts as lost: 6 s, or 20 s."""
+    transport: Literal["ssh", "direct"] = "ssh"
+    """How requests reach the engines; control always goes through SSH."""
+    directory: str = ""
+    """Where the agent and its engines are kept on the node, instead of
+    ~/.local/share/olol-agent: absolute, or `~/…` for the user's home there."""
     engine: Literal["auto", "ollama", "llama-server", "embedded", "simulated"] = "auto"
     gpus: Literal["per-gpu", "shared"] = "per-gpu"
     """One engine a GPU, or one over all."""
+    roles: dict[DeviceKey, Role] = Field(default_factory=dict)
+    """By index or UUID; a GPU that is not named gets what `gpus` says."""
     simulated: SimulatedConfig | None = None
-    binary: FilePath = ""
+    binary: str = ""
     """The engine's executable, when it is not on PATH."""
-    models_dir: FilePath = ""
+    models_dir: str = ""
     """Ollama's model directory, or a directory of GGUF files."""
     slots: Count | None = None
     """Requests of one model at once in an engine; None: the engine's default."""
@@ -121,21 +168,43 @@ class NodeConfig(_Table):
     @model_validator(mode="before")
     @classmethod
     def _simulate_something(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("engine") == "simulated":
+        """Either of `engine = "simulated"` and the table `simulated` says it."""
+        if not isinstance(data, dict):
+            return data
+        if data.get("engine") == "simulated":
             return {**data, "simulated": data.get("simulated") or SimulatedConfig()}
+        if data.get("simulated") is not None and data.get("engine", "auto") == "auto":
+            return {**data, "engine": "simulated"}
         return data
+
+    @field_validator("binary", "models_dir", mode="after")
+    @classmethod
+    def _on_that_machine(cls, text: str, info: ValidationInfo) -> str:
+        """`~` and relative paths mean this machine's only where the node is this machine."""
+        return _path(text, info) if info.data.get("local") else _path_there(text)
+
+    @field_validator("directory", mode="after")
+    @classmethod
+    def _directory_there(cls, directory: str) -> str:
+        return _path_there(directory)
 
     @model_validator(mode="after")
     def _one_place(self) -> NodeConfig:
         if self.local and self.host:
             raise ValueError("expected either local = true or host, got both")
-        if not self.local and not self.host:
-            raise ValueError('expected local = true or host = "NAME", got neither')
         if self.simulated is not None and self.engine != "simulated":
             raise ValueError(
                 f'expected engine = "simulated" beside the table simulated, got "{self.engine}"'
             )
         return self
+
+
+class EnginesConfig(_Table):
+    """Where engines come from when a node has none."""
+
+    ollama_archive: ArchiveSource = ""
+    """Path or URL of an Ollama release (`.tgz`, `.tar.zst`) with its `sha256sum.txt` beside it;
+    `{arch}` stands for amd64 or arm64. Fetched by the console, never by a node."""
 
 
 class EndpointConfig(_Table):
@@ -161,6 +230,7 @@ class ClusterConfig(_Table):
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
     nodes: dict[Name, NodeConfig] = Field(default_factory=dict, validate_default=True)
     """None given: this machine, as `local`."""
+    engines: EnginesConfig = Field(default_factory=EnginesConfig)
     endpoints: dict[Name, EndpointConfig] = Field(default_factory=dict)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     """Keys are canonical model names."""
@@ -170,7 +240,12 @@ class ClusterConfig(_Table):
     @field_validator("nodes", mode="after")
     @classmethod
     def _this_machine(cls, nodes: dict[str, NodeConfig]) -> dict[str, NodeConfig]:
-        return nodes or {"local": NodeConfig(local=True)}
+        """No node given: this machine. No host given: the name says it."""
+        named = {
+            name: node if node.local or node.host else node.model_copy(update={"host": name})
+            for name, node in nodes.items()
+        }
+        return named or {"local": NodeConfig(local=True)}
 
     @field_validator("models", mode="after")
     @classmethod

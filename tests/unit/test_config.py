@@ -102,8 +102,29 @@ def test_a_simulated_node_needs_no_table() -> None:
             "line 1, nodes.a: expected either local = true or host, got both",
         ),
         (
-            "[nodes.a]\nengine = 'auto'",
-            'line 1, nodes.a: expected local = true or host = "NAME", got neither',
+            "[nodes.a]\nbinary = 'bin/ollama'",
+            "line 2, nodes.a.binary: expected a path such as /scratch/ops or ~/ops, "
+            "got 'bin/ollama'",
+        ),
+        (
+            "[nodes.a]\ndirectory = 'olol'",
+            "line 2, nodes.a.directory: expected a path such as /scratch/ops or ~/ops, got 'olol'",
+        ),
+        (
+            "[nodes.a.roles]\n1 = 'rcp'",
+            'line 2, nodes.a.roles.1: expected "ollama", "shared", "rpc" or "off", got "rcp"; '
+            'did you mean "rpc"?',
+        ),
+        ("[nodes.a]\nport = 0", "line 2, nodes.a.port: expected 1 or more, got 0"),
+        (
+            "[nodes.a]\nengine = 'ollama'\nsimulated = {}",
+            'line 1, nodes.a: expected engine = "simulated" beside the table simulated, '
+            'got "ollama"',
+        ),
+        (
+            "[engines]\nollama_archive = 'ftp://h/ollama.tgz'",
+            "line 2, engines.ollama_archive: expected a path or an http(s) URL, "
+            "got 'ftp://h/ollama.tgz'",
         ),
         (
             "[nodes.a]\nlocal = true\n[nodes.b]\nlocal = true",
@@ -136,8 +157,8 @@ def test_a_simulated_node_needs_no_table() -> None:
         ("[endpoints]\na = 3", "line 2, endpoints.a: expected a table, got 3"),
         (
             "source = 'x'",
-            "line 1, source: unknown field; expected one of name, gateway, nodes, endpoints, "
-            "models",
+            "line 1, source: unknown field; expected one of name, gateway, nodes, engines, "
+            "endpoints, models",
         ),
         (
             "[gateway]\nhost = 'a'\nhost = 'b'\n",
@@ -157,7 +178,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
         """
 [nodes.gpu-box]
 local = true
-nodes.extra = 1
+gadgets.extra = 1
 simulated = { gpus = 0, vrm = "24GiB" }
 
 [gateway]
@@ -167,8 +188,9 @@ max_body_bytes = "12 parsecs"
     )
     assert first == "/etc/cluster.toml has 5 problems"
     assert rest == [
-        "  line 4, nodes.gpu-box.nodes: unknown field; expected one of local, host, user, "
-        "engine, gpus, simulated, binary, models_dir, slots, num_ctx, pool",
+        "  line 4, nodes.gpu-box.gadgets: unknown field; expected one of local, host, user, port, "
+        "identity, known_hosts, profile, transport, directory, engine, gpus, roles, simulated, "
+        "binary, models_dir, slots, num_ctx, pool",
         "  line 5, nodes.gpu-box.simulated.gpus: expected 1 or more, got 0",
         '  line 5, nodes.gpu-box.simulated.vrm: unknown field; did you mean "vram"?',
         "  line 8, gateway.port: expected 0 or more, got -1",
@@ -260,3 +282,43 @@ def test_every_key_of_any_document_has_a_line(document: dict[str, Any]) -> None:
     lines = key_lines(text)
     assert paths_of(tomlkit.parse(text).unwrap()) <= set(lines)
     assert all(1 <= line <= text.count("\n") + 1 for line in lines.values())
+
+
+def test_a_node_over_ssh_needs_no_more_than_its_name() -> None:
+    config = parse(b"[nodes.gpu1]\n[nodes.h2]\nhost = '10.0.0.12'\n", Path("/etc/cluster.toml"))
+    assert config.nodes["gpu1"].host == "gpu1"
+    assert config.nodes["h2"].host == "10.0.0.12"
+
+
+def test_the_keys_of_a_node_over_ssh() -> None:
+    text = """
+[nodes.h1]
+user = "ops"
+port = 2222
+identity = "keys/id_ed25519"
+known_hosts = "~/hosts"
+profile = "wan"
+transport = "direct"
+directory = "~/scratch/olol"
+binary = "~/bin/ollama"
+[nodes.h1.roles]
+1 = "rpc"
+GPU-5f0a = "off"
+[engines]
+ollama_archive = "dist/ollama-linux-{arch}.tgz"
+"""
+    config = parse(text.encode(), Path("/etc/olol/cluster.toml"))
+    node = config.nodes["h1"]
+    assert (node.port, node.profile, node.transport) == (2222, "wan", "direct")
+    assert node.identity == "/etc/olol/keys/id_ed25519"
+    assert node.known_hosts == str(Path("~/hosts").expanduser())
+    # Paths on the node stay as they are: `~` there is not `~` here.
+    assert (node.directory, node.binary) == ("~/scratch/olol", "~/bin/ollama")
+    assert node.roles == {"1": "rpc", "GPU-5f0a": "off"}
+    assert config.engines.ollama_archive == "/etc/olol/dist/ollama-linux-{arch}.tgz"
+
+
+def test_the_table_simulated_alone_makes_a_node_simulated() -> None:
+    config = parse(b"[nodes.h1]\nsimulated = { gpus = 8 }\n", Path("/etc/cluster.toml"))
+    assert config.nodes["h1"].engine == "simulated"
+    assert config.nodes["h1"].simulated is not None
