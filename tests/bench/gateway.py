@@ -249,6 +249,8 @@ def gateway(directory: Path, upstream: int) -> Iterator[tuple[int, int]]:
     finally:
         running.terminate()
         running.wait(60)
+        stop = [sys.executable, "-m", "olol_tui", "stop", "--state-dir", str(directory / "state")]
+        subprocess.run(stop, check=True, stdout=subprocess.DEVNULL)
 
 
 def wait_until_routed(port: int) -> None:
@@ -310,13 +312,13 @@ async def bench_streams(upstream: int, directory: Path) -> None:
 
 async def main(which: str) -> None:
     port = free_port()
-    with tempfile.TemporaryDirectory() as name:
-        with process(sys.executable, str(HERE / "upstream.py"), str(port), ready="ready"):
-            if which in ("", "cpu"):
-                await bench_cpu(port, Path(name))
-            if which in ("", "streams"):
-                (Path(name) / "s").mkdir()
-                await bench_streams(port, Path(name) / "s")
+    engine = process(sys.executable, str(HERE / "upstream.py"), str(port), ready="ready")
+    with tempfile.TemporaryDirectory() as name, engine:
+        if which in ("", "cpu"):
+            await bench_cpu(port, Path(name))
+        if which in ("", "streams"):
+            (Path(name) / "streams").mkdir()
+            await bench_streams(port, Path(name) / "streams")
 
 
 if __name__ == "__main__":

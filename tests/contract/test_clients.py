@@ -33,6 +33,10 @@ START_S = 60.0
 REPLY_S = 90.0
 """For a first request that loads its model on a busy machine."""
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+STORY: list[Any] = [
+    {"role": "user", "content": "Write a very long story about the sea, chapter by chapter."}
+]
+"""Long enough that an engine can be killed in the middle of the reply."""
 SHORT = {"temperature": 0, "num_predict": 16}
 
 
@@ -287,8 +291,8 @@ def test_an_engine_that_dies_mid_stream_is_an_error_for_both_clients(
     service, native, compatible, http
 ):
     """Never a clean end: the last line is an error, and the next request is served again."""
-    options = {"num_predict": 2000, "temperature": 2.0}
-    stream = native.chat(service.model, FRANCE, options=options, stream=True)
+    options = {"num_predict": 2000, "temperature": 0.0}
+    stream = native.chat(service.model, STORY, options=options, stream=True)
     assert not next(stream).done
     os.kill(engine_pid(http), signal.SIGKILL)
     with pytest.raises(ollama.ResponseError, match="upstream lost"):
@@ -296,7 +300,7 @@ def test_an_engine_that_dies_mid_stream_is_an_error_for_both_clients(
             assert not part.done
     assert native.chat(service.model, FRANCE, options=SHORT).done
     chunks = compatible.chat.completions.create(
-        model=service.model, messages=FRANCE, max_tokens=2000, temperature=2.0, stream=True
+        model=service.model, messages=STORY, max_tokens=2000, temperature=0.0, stream=True
     )
     next(chunks)
     os.kill(engine_pid(http), signal.SIGKILL)

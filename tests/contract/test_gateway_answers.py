@@ -47,12 +47,14 @@ async def test_health_is_503_without_an_engine() -> None:
 
 
 async def test_show_comes_from_an_engine_that_has_it() -> None:
-    async with sim_engine() as engine:
-        async with gateway_over(engine_node("n1", engine.address, MODEL)) as (_, _, client):
-            shown = (await client.post("/api/show", json={"model": MODEL})).json()
-            assert shown["details"]["family"]
-            missing = await client.post("/api/show", json={"model": "none"})
-            assert missing.status_code == 404
+    async with (
+        sim_engine() as engine,
+        gateway_over(engine_node("n1", engine.address, MODEL)) as (_, _, client),
+    ):
+        shown = (await client.post("/api/show", json={"model": MODEL})).json()
+        assert shown["details"]["family"]
+        missing = await client.post("/api/show", json={"model": "none"})
+        assert missing.status_code == 404
 
 
 async def test_the_fleet_can_be_read_and_watched() -> None:

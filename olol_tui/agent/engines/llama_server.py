@@ -43,6 +43,9 @@ class LlamaServer(EngineKind):
         argv += ["--no-webui", "--jinja", "-ngl", _ALL_LAYERS if on_gpu else "0"]
         if not on_gpu:
             argv += ["-t", str(max(1, context.cpus))]
+        if spec.model is not None:
+            # Else its replies name the file.
+            argv += ["--alias", spec.model.name]
         template = jinja(spec.model.chat_template) if spec.model else ""
         if template:
             argv += ["--chat-template", template]
