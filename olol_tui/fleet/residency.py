@@ -14,7 +14,7 @@ from olol_tui.errors import EngineError, PlacementError
 from olol_tui.fleet.desk import Desk
 from olol_tui.fleet.operations import Report
 from olol_tui.fleet.snapshot import Engine, Loaded
-from olol_tui.fleet.targets import Target, is_resident
+from olol_tui.fleet.targets import Target
 from olol_tui.models.names import same
 from olol_tui.units import format_size
 
@@ -59,7 +59,7 @@ class Residency:
             raise AssertionError("runners are launched, not loaded")
         engine = await self._ready(report, target.engine.id)
         member = self._desk.member(target.node.name)
-        was_resident = is_resident(engine, target.name)
+        was_resident = _is_resident(engine, target.name, num_ctx)
         used_before = self._used_bytes(target)
         size = target.model.size_bytes
         expected_s = size / self._rates_bytes_s.get(engine.id, PRIOR_LOAD_BYTES_S)
@@ -187,6 +187,14 @@ class Residency:
             spilled = format_size(loaded.size_bytes - loaded.vram_bytes)
             spill = f"; {spilled} of it spilled to the CPU"
         return f"{target.name} takes {format_size(size)}{before}; {elapsed_s:.1f} s{spill}"
+
+
+def _is_resident(engine: Engine, model: str, num_ctx: int | None) -> bool:
+    """With that context: an engine that is asked for another one loads anew."""
+    return any(
+        same(one.name, model) and (num_ctx is None or one.context_length in (None, num_ctx))
+        for one in engine.loaded
+    )
 
 
 @asynccontextmanager

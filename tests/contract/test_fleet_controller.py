@@ -6,6 +6,7 @@ import asyncio
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
 from olol_tui.config import ClusterConfig, NodeConfig
@@ -143,6 +144,38 @@ async def test_a_pin_returns_after_its_engine_was_killed(tmp_path: Path) -> None
         assert not fleet.fleet.pins
         (resident,) = fleet.engine(GPU0).loaded
         assert not resident.pinned and resident.expires_at
+
+
+async def test_a_pin_holds_against_clients_that_unload_or_limit_it(tmp_path: Path) -> None:
+    async with rig(tmp_path, simulated_cluster()) as fleet:
+        await fleet.ready()
+        await fleet.do(SetPin("llama3.2:3b", "n1", "gpu0"))
+        address = f"http://{fleet.engine(GPU0).address}"
+        async with httpx.AsyncClient(base_url=address, timeout=30) as engine:
+            limit = {"model": "llama3.2:3b", "keep_alive": "3m"}
+            assert (await engine.post("/api/generate", json=limit)).status_code == 200
+            fleet.controller.kick(GPU0)
+            await fleet.until(lambda _: any(x.expires_at for x in fleet.engine(GPU0).loaded))
+            await fleet.until(
+                lambda _: any(not x.expires_at for x in fleet.engine(GPU0).loaded),
+            )
+            drop = {"model": "llama3.2:3b", "keep_alive": 0}
+            assert (await engine.post("/api/generate", json=drop)).status_code == 200
+            fleet.controller.kick(GPU0)
+            await fleet.until(lambda _: fleet.loaded(GPU0) == [])
+            await fleet.until(lambda _: fleet.loaded(GPU0) == ["llama3.2:3b"])
+        assert any(o.title.startswith("restore pinned") for o in fleet.fleet.operations)
+
+
+async def test_another_context_is_another_load(tmp_path: Path) -> None:
+    async with rig(tmp_path, simulated_cluster()) as fleet:
+        await fleet.ready()
+        await fleet.do(Place("llama3.2:1b", "n1", "gpu0"))
+        operation = await fleet.do(Place("llama3.2:1b", "n1", "gpu0"))
+        assert "resident already" in operation.message
+        operation = await fleet.do(Place("llama3.2:1b", "n1", "gpu0", num_ctx=8192))
+        assert "takes" in operation.message
+        assert [x.context_length for x in fleet.engine(GPU0).loaded] == [8192]
 
 
 async def test_a_moved_pin_is_pinned_there_and_an_unloaded_one_no_more(tmp_path: Path) -> None:
