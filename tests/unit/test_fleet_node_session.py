@@ -1,0 +1,215 @@
+"""A node session against an agent that the test plays: refusals, versions, hiccups."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import httpx
+import msgspec
+import pytest
+
+from olol_tui.config import NodeConfig
+from olol_tui.errors import NodeError
+from olol_tui.fleet import node_session
+from olol_tui.fleet.node_session import Library, NodeSession
+from olol_tui.fleet.snapshot import Node
+from olol_tui.fleet.wishes import Launch, Wishes
+
+GPUS = [{"uuid": f"GPU-{n}", "index": n, "name": "RTX", "vendor": "nvidia"} for n in range(2)]
+
+
+class PlayedAgent(httpx.AsyncBaseTransport):
+    """Answers as an agent would, from what the test puts into its fields."""
+
+    def __init__(self) -> None:
+        self.protocol = 1
+        self.devices = GPUS
+        self.kinds: dict[str, Any] = {"embedded": {"version": "1"}}
+        self.errors: list[str] = []
+        self.puts: list[list[str]] = []
+        self.refuses = ""
+        """A part of an engine id that makes the whole list unacceptable."""
+        self.telemetry = asyncio.Event()
+        """Set: the stream ends."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = msgspec.json.decode(await request.aread() or b"{}")
+        match request.method, request.url.path:
+            case "GET", "/v1/hello":
+                return self._json({"protocol": self.protocol, "version": "9", "boot_id": "b"})
+            case "GET", "/v1/inventory":
+                return self._json(
+                    {"devices": self.devices, "engines": self.kinds, "errors": self.errors}
+                )
+            case "POST", "/v1/models":
+                return self._json({"models": [{"name": "m:1", "path": "/m.gguf"}], "errors": []})
+            case "GET", "/v1/engines":
+                return self._json({"generation": 4, "engines": []})
+            case "PUT", "/v1/engines":
+                ids = [spec["id"] for spec in body["engines"]]
+                self.puts.append(ids)
+                if self.refuses and any(self.refuses in one for one in ids):
+                    problem = {"title": "Bad", "message": "unknown device", "hint": ""}
+                    return self._json({"error": problem}, 400)
+                return self._json({"generation": body["generation"]})
+            case "GET", "/v1/telemetry/stream":
+                return httpx.Response(200, stream=_Frames(self.telemetry, self.devices))
+        return self._json({"error": {"message": "no such path"}}, 404)
+
+    def _json(self, content: object, status: int = 200) -> httpx.Response:
+        return httpx.Response(status, content=msgspec.json.encode(content))
+
+
+class _Frames(httpx.AsyncByteStream):
+    def __init__(self, end: asyncio.Event, devices: list[dict[str, Any]]) -> None:
+        self._end = end
+        self._devices = devices
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        frame = {"seq": 1, "t_mono": 5.0, "devices": self._devices, "engines": []}
+        yield msgspec.json.encode(frame) + b"\n"
+        await self._end.wait()
+
+
+class PlayedRoad:
+    kind: Literal["local", "ssh"] = "ssh"
+
+    def __init__(self, agent: PlayedAgent) -> None:
+        self.agent = agent
+        self.broken = ""
+
+    async def ensure_agent(self) -> None:
+        if self.broken:
+            raise NodeError(self.broken)
+
+    def agent_transport(self) -> httpx.AsyncBaseTransport:
+        return self.agent
+
+    def engine_transport(self) -> httpx.AsyncBaseTransport:
+        return self.agent
+
+    async def gone(self, timeout_s: float) -> bool:
+        return True
+
+
+class Session:
+    """A running session, and a wait for what it comes to know."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.agent = PlayedAgent()
+        self.road = PlayedRoad(self.agent)
+        self.wishes = Wishes()
+        self.session = NodeSession(
+            "n1",
+            config,
+            self.road,
+            wishes=self.wishes,
+            library=Library(),
+            clock=time.monotonic,
+            changed=lambda: None,
+            expires_at=lambda _: "",
+        )
+
+    @property
+    def node(self) -> Node:
+        return self.session.view(time.monotonic())
+
+    async def until(self, condition: Any) -> Node:
+        async with asyncio.timeout(20):
+            while not condition(self.node):
+                await asyncio.sleep(0.01)
+        return self.node
+
+    def launch(self, model: str, device: str = "GPU-0") -> str:
+        engine_id = f"n1/embedded-{device}-{model}"
+        self.wishes.add_launch(
+            Launch(
+                engine_id=engine_id, node="n1", kind="embedded", device=device, model=model,
+                path="/m.gguf",
+            )
+        )  # fmt: skip
+        self.session.replan()
+        return engine_id
+
+
+@asynccontextmanager
+async def running(**config: Any) -> AsyncIterator[Session]:
+    session = Session(NodeConfig.model_validate({"local": True, **config}))
+    task = asyncio.create_task(session.session.run())
+    try:
+        yield session
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_refused_launch_is_shown_and_does_not_hold_up_the_others() -> None:
+    async with running() as session:
+        await session.until(lambda node: node.state == "ready")
+        good = session.launch("good")
+        await session.until(lambda _: [good] in session.agent.puts)
+        session.agent.refuses = "bad"
+        bad = session.launch("bad")
+        node = await session.until(lambda n: any(e.state == "failed" for e in n.engines))
+        assert {e.id: e.state for e in node.engines} == {good: "starting", bad: "failed"}
+        assert next(e.error for e in node.engines if e.id == bad) == "unknown device"
+        assert session.wishes.launch_of(bad) is None
+        other = session.launch("other")
+        await session.until(lambda _: session.agent.puts[-1] == [good, other])
+        assert session.node.state == "ready"
+
+
+async def test_generations_go_on_from_where_the_agent_stands() -> None:
+    async with running(engine="ollama", binary="/opt/ollama") as session:
+        await session.until(lambda _: session.agent.puts)
+        assert session.agent.puts == [["n1/ollama-gpu0", "n1/ollama-gpu1"]]
+
+
+async def test_engines_that_cannot_be_planned_are_not_stopped() -> None:
+    async with running() as session:
+        session.agent.kinds = {}
+        node = await session.until(lambda n: n.state == "ready")
+        assert "No engine was found" in node.error
+        await asyncio.sleep(0.05)
+        assert session.agent.puts == []
+
+
+async def test_devices_missing_beside_a_driver_error_keep_their_engines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_session, "SURVEY_EVERY_S", 0.02)
+    async with running(engine="ollama", binary="/opt/ollama") as session:
+        await session.until(lambda _: session.agent.puts)
+        session.agent.devices, session.agent.errors = GPUS[:1], ["NVML: driver mismatch"]
+        await asyncio.sleep(0.2)
+        assert len(session.agent.puts) == 1
+        session.agent.errors = []
+        await session.until(lambda _: session.agent.puts[-1] == ["n1/ollama-gpu0"])
+
+
+async def test_an_agent_of_another_protocol_is_a_sentence() -> None:
+    async with running() as session:
+        session.agent.protocol = 7
+        node = await session.until(lambda n: n.state == "failed")
+        assert "speaks protocol 7" in node.error
+        session.agent.protocol = 1
+        assert not (await session.until(lambda n: n.state == "ready")).error
+
+
+async def test_a_lost_node_keeps_what_is_known_and_rejoins() -> None:
+    async with running() as session:
+        await session.until(lambda n: n.state == "ready")
+        session.road.broken = "the road is closed"
+        session.agent.telemetry.set()
+        node = await session.until(lambda n: n.error == "the road is closed")
+        assert node.state == "lost"
+        assert len(node.devices) == 2 and [m.name for m in node.library] == ["m:1"]
+        session.road.broken = ""
+        session.agent.telemetry.clear()
+        await session.until(lambda n: n.state == "ready" and not n.error)
+        with pytest.raises(NodeError, match="no such path"):
+            await session.session.restart("n1/x")
