@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from olol_tui import __version__
 from olol_tui.errors import ConfigError, OlolError, PortTaken
@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         "--state-dir", type=Path, metavar="DIR", help="keep everything of this instance in DIR"
     )
     parser.add_argument("--host", help="address to listen on, instead of the configured one")
+    parser.add_argument(
+        "--insecure-no-keys",
+        action="store_true",
+        help="accept that everybody who can reach --host may use every model",
+    )
     parser.add_argument("--port", type=_port, help="port, 0 for any")
     parser.add_argument("--serve", action="store_true", help="gateway without a console")
     parser.add_argument("--once", action="store_true", help="print one snapshot and end")
@@ -292,7 +297,9 @@ def _config(args: argparse.Namespace, paths: Paths) -> ClusterConfig:
 
     config = load(paths.config_file, must_exist=args.config is not None)
     given = {name: getattr(args, name) for name in ("host", "port")}
-    changed = {name: value for name, value in given.items() if value is not None}
+    changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+    if args.insecure_no_keys:
+        changed["insecure_no_keys"] = True
     return config.model_copy(update={"gateway": config.gateway.model_copy(update=changed)})
 
 

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from olol_tui.config import ClusterConfig
+from olol_tui.config import ClusterConfig, GatewayConfig
 from olol_tui.demo import DemoOptions, Traffic
-from olol_tui.errors import PortTaken
+from olol_tui.errors import ConfigError, PortTaken
 from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.controller import Controller
 from olol_tui.fleet.snapshot import Fleet, Node
+from olol_tui.gateway.access import is_loopback
 from olol_tui.gateway.gateway import Gateway
 from olol_tui.link import Link
 from olol_tui.paths import Paths
@@ -39,6 +40,7 @@ class Core:
             start to adopt. May be set until the exit.
 
     Raises (on enter):
+        ConfigError: the address is routable and nobody said that it may be.
         PortTaken: the gateway's address is in use.
     """
 
@@ -61,6 +63,7 @@ class Core:
         self._gateway: Gateway
 
     async def __aenter__(self) -> Core:
+        _check_exposure(self._config.gateway)
         async with AsyncExitStack() as stack:
             self._controller = await stack.enter_async_context(
                 Controller(self._config, self._paths)
@@ -131,6 +134,17 @@ class Core:
 
     def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:
         return self._controller.logs(node, engine, tail=tail)
+
+
+def _check_exposure(gateway: GatewayConfig) -> None:
+    """Whoever can reach the gateway can use every model: that must be somebody's decision."""
+    if not is_loopback(gateway.host) and not gateway.insecure_no_keys:
+        raise ConfigError(
+            f"{gateway.host} can be reached from other machines, and the gateway asks for no key",
+            hint="Listen on 127.0.0.1 behind a proxy that does, or accept it with "
+            "--insecure-no-keys (insecure_no_keys = true under [gateway]).",
+            title="The gateway would be open to the network",
+        )
 
 
 def _is_known(node: Node) -> bool:
