@@ -75,13 +75,16 @@ def tail(path: Path, count: int, end: int | None = None) -> list[str]:
     return [_clean(line) for line in lines[-count:]]
 
 
-async def follow(path: Path, count: int, *, poll_s: float = 0.25) -> AsyncIterator[str]:
-    """The last `count` lines, then each new one for as long as the caller listens.
+def follow(path: Path, count: int, *, poll_s: float = 0.25) -> AsyncIterator[str]:
+    """The last `count` lines before now, then each new one for as long as the caller listens.
 
     There is no portable event for a growing file, hence the poll; a file that got
     shorter was rotated and is read from its start.
     """
-    position = _last_line_end(path)
+    return _follow(path, count, _last_line_end(path), poll_s)
+
+
+async def _follow(path: Path, count: int, position: int, poll_s: float) -> AsyncIterator[str]:
     for line in tail(path, count, position):
         yield line
     pending = b""
