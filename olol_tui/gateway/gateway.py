@@ -352,6 +352,9 @@ class Gateway:
     def view(self) -> tuple[tuple[Request, ...], GatewayState]:
         """Requests and totals for the snapshot."""
         ledger, queue = self.ledger, self.queue
+        for exchange in self._exchanges.values():
+            if exchange.ticket.seat is None:
+                exchange.record.why = queue.reason_to_wait(exchange.model)
         resident: dict[str, int] = {}
         pinned: set[str] = set()
         for node in self._roster.fleet.nodes:

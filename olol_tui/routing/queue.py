@@ -103,6 +103,11 @@ class Queue:
     def waiting_models(self) -> list[str]:
         return list(self._waiting)
 
+    def reason_to_wait(self, model: str) -> Decision | None:
+        """Why the head of a model's queue, and so all behind it, still waits."""
+        waiting = self._waiting.get(model)
+        return waiting[0].decision if waiting else None
+
     def loading(self, model: str) -> bool:
         return any(name == model for _, name in self._loads)
 

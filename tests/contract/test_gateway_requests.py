@@ -155,11 +155,14 @@ async def test_a_client_that_leaves_a_plain_request_stops_the_engine(engine: Sim
 
 
 async def test_a_client_that_leaves_the_queue_frees_its_place(engine: SimEngine) -> None:
-    async with gateway_over(engine_node("n1", engine.address, MODEL)) as (gateway, _, client):
+    node = engine_node("n1", engine.address, MODEL)
+    async with gateway_over(node) as (gateway, fleet, client):
         first = asyncio.create_task(client.post("/api/generate", json=ask(10_000)))
         await engine.until(running=1)
         second = asyncio.create_task(client.post("/api/generate", json=ask(5)))
         await eventually(lambda: gateway.queue.queued == 1)
+        fleet.publish()
+        assert "waiting for a slot on n1/gpu0" in fleet.fleet.requests[-1].why
         second.cancel()
         await eventually(lambda: gateway.queue.queued == 0)
         third = asyncio.create_task(client.post("/api/generate", json=ask(5)))
