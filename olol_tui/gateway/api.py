@@ -16,6 +16,7 @@ from olol_tui.gateway import bodies, http, upstream
 from olol_tui.gateway.dialects import aggregate, errors, show
 from olol_tui.gateway.port import FleetPort
 from olol_tui.models.names import canonical
+from olol_tui.routing.roster import way_to
 
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
@@ -121,7 +122,7 @@ class Api:
         for node, _ in holders:
             for engine in node.engines:
                 if engine.kind not in RUNNERS and engine.state == "ready" and engine.address:
-                    _Relay(self._gateway, connection, request, engine.address)
+                    _Relay(self._gateway, connection, request, way_to(node, engine))
                     return
         connection.reply(200, msgspec.json.encode(show.show(holders[0][1])))
 

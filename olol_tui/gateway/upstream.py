@@ -14,6 +14,8 @@ from typing import Protocol, cast
 
 import httptools
 
+from olol_tui.routing.roster import ROAD_MARK
+
 log = logging.getLogger("olol.gateway.upstream")
 
 _IDLE_PER_ENGINE = 64
@@ -34,8 +36,8 @@ class Receiver(Protocol):
 
 
 Dial = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[asyncio.Protocol]]
-"""(address, protocol factory) → connected protocol. The road (TCP, UNIX, SSH channel) is its
-business."""
+"""(address as of `roster.way_to`, protocol factory) → connected protocol. The road (TCP, UNIX,
+SSH channel) is its business."""
 
 
 async def dial_tcp(address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
@@ -262,7 +264,7 @@ class UpstreamPool:
 
 def head(method: str, address: str, path: str, length: int, content_type: str = "") -> bytes:
     """Request head for an engine. Host is the loopback address: Ollama answers others with 403."""
-    host = address.removeprefix("https://")
+    host = address.rpartition(ROAD_MARK)[2].removeprefix("https://")
     lines = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
     if content_type:
         lines += f"Content-Type: {content_type}\r\n"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node
 from olol_tui.models.names import canonical
 
+ROAD_MARK = "!"
+"""Between node and address in `way_to`: neither holds it."""
 _OVERHEAD_BYTES = 320 * 1024 * 1024
 """CUDA context and buffers of one model, the low end of what llama.cpp logs."""
 _KV_SHARE = 1.15
@@ -131,7 +133,7 @@ class Roster:
             node=node.name,
             device=engine.devices[0] if engine.devices else "",
             where=_where(node, owned),
-            address=engine.address,
+            address=way_to(node, engine),
             kind=engine.kind,
             slots=max(1, engine.slots),
             warm=warm,
@@ -150,6 +152,16 @@ class Roster:
             dead=engine.state == "failed" or node.state == "failed",
             incarnation=f"{engine.id}#{engine.pid}",
         )
+
+
+def way_to(node: Node, engine: Engine) -> str:
+    """The engine's address with the node whose road leads there: `h1!127.0.0.1:41000`.
+
+    On this machine and for endpoints the address alone is enough.
+    """
+    if not engine.address or node.kind != "ssh":
+        return engine.address
+    return f"{node.name}{ROAD_MARK}{engine.address}"
 
 
 def _launchable(node: Node, device: Device, entry: Model) -> Seat:
