@@ -173,17 +173,19 @@ class HttpConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._count_header(len(url))
+        self._header_bytes += len(url)
+        if self._header_bytes > self._app.limits.header_bytes:
+            self._refuse_header()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header(len(name) + len(value))
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > self._app.limits.header_bytes:
+            self._refuse_header()
         self._headers[name.lower()] = value
 
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > self._app.limits.header_bytes:
-            self._refuse(431, "request header fields too large")
-            raise ValueError("header too large")
+    def _refuse_header(self) -> None:
+        self._refuse(431, "request header fields too large")
+        raise ValueError("header too large")
 
     def on_headers_complete(self) -> None:
         parser = self._parser
