@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ from typing import Any, Literal
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding
-from textual.driver import Driver
 from textual.events import AppBlur, AppFocus, Key, Paste
 from textual.screen import ModalScreen
 
 from olol_tui import actions
 from olol_tui.console import windows
 from olol_tui.console.canvas import Canvas
+from olol_tui.console.chores import Chores
 from olol_tui.console.dialogs.base import Dialog
+from olol_tui.console.driver import HUNG_UP, LossyDriver
 from olol_tui.console.painter import Painter
 from olol_tui.console.themes import ConsoleTheme, load_themes
 from olol_tui.console.views.base import View
@@ -74,14 +74,6 @@ def _bindings() -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
     ]
 
 
-def _driver() -> type[Driver] | None:
-    if sys.platform == "win32":
-        return None
-    from olol_tui.console.driver import LossyDriver
-
-    return LossyDriver
-
-
 class OlolApp(App[str], inherit_bindings=False):
     """One canvas, a few views, and windows over it."""
 
@@ -101,7 +93,7 @@ class OlolApp(App[str], inherit_bindings=False):
         history: FleetHistory | None = None,
     ) -> None:
         """`history` may come filled, so that graphs do not start empty (screenshots)."""
-        super().__init__(driver_class=None if options.headless else _driver())
+        super().__init__(driver_class=None if options.headless else LossyDriver)
         self._link = link
         self._options = options
         self._clock = clock
@@ -122,7 +114,7 @@ class OlolApp(App[str], inherit_bindings=False):
         assert isinstance(logs, LogsView)
         self._logs = logs
         self._painter = Painter([(v.key, v.title, v.name) for v in self._views.values()])
-        self._chores: set[asyncio.Task[None]] = set()
+        self._chores = Chores(lambda words: self.say(words, severity="error"))
         self._focused = True
         self._drawn_s = 0.0
 
@@ -167,19 +159,7 @@ class OlolApp(App[str], inherit_bindings=False):
 
     def chore(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something small of the interface; its failure is shown, not fatal."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
-        self._chores.add(task)
-        task.add_done_callback(self._chore_done)
-        return task
-
-    def _chore_done(self, task: asyncio.Task[None]) -> None:
-        self._chores.discard(task)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None:
-            log.error("a chore of the console failed", exc_info=error)
-            self.say(f"{type(error).__name__}: {error}", severity="error")
+        return self._chores.start(coroutine)
 
     def say(self, text: str, *, severity: str = "information") -> None:
         """A toast. Its text is data, never markup."""
@@ -219,15 +199,13 @@ class OlolApp(App[str], inherit_bindings=False):
             self.say("themes left out\n" + "\n".join(self._themes.failures), severity="warning")
         self._canvas.focus()
         if self._options.refresh_hz > 0:
-            self.set_interval(1 / self._options.refresh_hz, self.tick)
+            self.set_interval(1 / self._options.refresh_hz, self._beat)
         if not self._options.headless:
             self.call_after_refresh(_settle_garbage)
 
     async def on_unmount(self) -> None:
         self._view.closed()
-        for task in tuple(self._chores):
-            task.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        await self._chores.stop()
 
     def _handle_exception(self, error: Exception) -> None:
         if self.crash is None:
@@ -240,13 +218,23 @@ class OlolApp(App[str], inherit_bindings=False):
 
     def tick(self) -> None:
         """Take the latest snapshot once, and draw the view that is on screen."""
-        driver = self._driver
-        if getattr(driver, "hung_up", False):
-            self.exit("hang-up")
-            return
+        if self._take():
+            self._show()
+
+    def _beat(self) -> None:
+        """`tick` by the clock, in two callbacks: the loop is held half as long at a time."""
+        if self._take():
+            self.call_later(self._show)
+
+    def _take(self) -> bool:
+        """Read the link; False when there is nothing to draw for."""
+        driver = self._driver if isinstance(self._driver, LossyDriver) else None
+        if driver is not None and driver.hung_up:
+            self.exit(HUNG_UP)
+            return False
         now_s = self._clock()
         if not self._focused and now_s - self._drawn_s < 0.9 / SLOW_HZ:
-            return
+            return False
         fleet = self._link.fleet
         if fleet is not self._fleet:
             self._fleet = fleet
@@ -254,9 +242,12 @@ class OlolApp(App[str], inherit_bindings=False):
             self._history.feed(fleet)
             self._scene = self._make_scene()
             self._tell_results(fleet)
-        if getattr(driver, "backlog", 0) > 1:
-            return
+        if driver is not None and driver.backlog > 1:
+            return False
         self._drawn_s = now_s
+        return True
+
+    def _show(self) -> None:
         self._view.tick()
         self.redraw()
         if isinstance(self.screen, Dialog):
@@ -407,6 +398,6 @@ async def run_console(link: Link, options: ConsoleOptions) -> Outcome:
     if crash is not None:
         log.error("the console failed", exc_info=crash)
         return "crashed"
-    if result in ("keep-serving", "hang-up"):
+    if result in ("keep-serving", HUNG_UP):
         return "keep-serving"
     return "quit"

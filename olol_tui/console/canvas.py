@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.segment import Segment
 from rich.style import Style
 from textual.events import Click, Key, MouseScrollDown, MouseScrollUp, Resize
+from textual.filter import ANSIToTruecolor
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
@@ -84,13 +84,14 @@ class Canvas(Widget, can_focus=True):
 
     def render_lines(self, crop: Region) -> list[Strip]:
         width, height = self.size
-        empty = Strip([Segment(" " * width, self._blank)], width)
         strips = self._strips[:height]
-        strips.extend([empty] * (height - len(strips)))
+        if len(strips) < height:
+            strips.extend([Strip.blank(width, self._blank)] * (height - len(strips)))
         strips = strips[crop.y : crop.bottom]
-        if filters := self.get_line_filters():
-            background = self.background_colors[1]
-            for line_filter in filters:
+        for line_filter in self.get_line_filters():
+            # Palettes are in true colour already; the others (NO_COLOR, dim) do apply.
+            if not isinstance(line_filter, ANSIToTruecolor):
+                background = self.background_colors[1]
                 strips = [strip.apply_filter(line_filter, background) for strip in strips]
         if crop.x or crop.width != width or any(s.cell_length != width for s in strips):
             strips = [s.crop_extend(crop.x, crop.right, self._blank) for s in strips]

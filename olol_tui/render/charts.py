@@ -68,4 +68,6 @@ def level(fraction: float | None) -> int:
     """The byte that a history keeps for 0..1; None is «no sample»."""
     if fraction is None:
         return 0
-    return 1 + round(min(1.0, max(0.0, fraction)) * 254)
+    if fraction <= 0.0:
+        return 1
+    return 255 if fraction >= 1.0 else int(fraction * 254 + 1.5)

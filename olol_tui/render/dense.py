@@ -9,7 +9,7 @@ from olol_tui.render.history import DeviceHistory
 from olol_tui.render.line import Frame, Hit, Line, Row
 from olol_tui.render.palette import Palettes
 from olol_tui.render.panes import value_style
-from olol_tui.render.text import age, cells, celsius, fit, percent, size, watts
+from olol_tui.render.text import age, cells, celsius, percent, size, watts
 from olol_tui.render.tiles import GLYPHS, Resident, Tile, TileKey
 
 
@@ -81,19 +81,20 @@ def draw_row(
     if device is None:
         row.gap(2).put(tile.note or tile.node.kind, live.state(tile.state), row.left - 8)
         return row.to(width - 6).put(age(tile.node.age_s), palette.muted, 5, ">").end()
-    row.raw(fit(percent(device.util_percent), 6, ">"), 6, palette.bright).gap(2)
+    # Figures are ASCII and narrower than their column: no need to measure them.
+    row.raw(percent(device.util_percent).rjust(6), 6, palette.bright).gap(2)
     glyphs = spark(history.util.tail(columns.history), columns.history)
     row.raw(glyphs, columns.history, palette.util).gap(2)
     full, empty = bar(tile.used_fraction, columns.bar)
     row.raw(full, len(full), palette.vram).raw(empty, len(empty), palette.empty)
-    row.raw(fit(size(device.used_bytes), 6, ">"), 6, value_style(tile, "vram", palette))
-    row.raw(fit(celsius(device.temp_c), 6, ">"), 6, value_style(tile, "temp", palette))
-    row.raw(fit(watts(device.power_w), 7, ">"), 7, palette.base).gap(2)
+    row.raw(size(device.used_bytes).rjust(6), 6, value_style(tile, "vram", palette))
+    row.raw(celsius(device.temp_c).rjust(6), 6, value_style(tile, "temp", palette))
+    row.raw(watts(device.power_w).rjust(7), 7, palette.base).gap(2)
     _models(row, tile, columns.models, palettes, cursor=cursor or target)
     if not columns.wide:
         return row.end()
     requests = str(tile.requests)
-    row.raw(fit(requests, 5, ">"), 5, palette.base if tile.requests else palette.faint)
+    row.raw(requests.rjust(5), 5, palette.base if tile.requests else palette.faint)
     return row.put(age(tile.node.age_s), live.stale if tile.dimmed else palette.muted, 6, ">").end()
 
 

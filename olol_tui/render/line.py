@@ -51,23 +51,26 @@ class Frame:
 
 
 class Row:
-    """Builds one line of exactly `width` cells, left to right; what does not fit is cut."""
+    """Builds one line of exactly `width` cells, left to right; what does not fit is cut.
 
-    __slots__ = ("_base", "_segments", "_used", "width")
+    Blanks are held back and put in front of the next text: fewer segments make every
+    later step of the frame cheaper.
+    """
+
+    __slots__ = ("_background", "_base", "_held", "_segments", "left", "width")
 
     def __init__(self, width: int, base: Style) -> None:
         self.width = width
+        self.left = width
+        """Cells that are still free."""
         self._base = base
+        self._background = base.bgcolor
         self._segments: Line = []
-        self._used = 0
+        self._held = 0
 
     @property
     def used(self) -> int:
-        return self._used
-
-    @property
-    def left(self) -> int:
-        return self.width - self._used
+        return self.width - self.left
 
     def put(
         self, text: str, style: Style | None = None, width: int | None = None, align: Align = "<"
@@ -75,44 +78,51 @@ class Row:
         """Add cleaned text, in exactly `width` cells when given."""
         if width is None:
             width = cells(text)
-            if width <= self.left:
-                return self.raw(fit(text, width, align), width, style)
-        return self.raw(fit(text, min(width, self.left), align), min(width, self.left), style)
+        if width > self.left:
+            width = self.left
+        return self.raw(fit(text, width, align), width, style)
 
     def raw(self, text: str, width: int, style: Style | None = None) -> Row:
         """Add text that is known to be clean and `width` cells wide, one cell a character."""
         if width > self.left:
             width = self.left
             text = text[:width]
-        if width > 0:
-            self._segments.append(Segment(text, style or self._base))
-            self._used += width
+        if width <= 0:
+            return self
+        self.left -= width
+        if style is None:
+            style = self._base
+        if self._held:
+            if style.bgcolor is self._background:
+                text = " " * self._held + text
+            else:
+                self._segments.append(Segment(" " * self._held, self._base))
+            self._held = 0
+        self._segments.append(Segment(text, style))
         return self
 
     def gap(self, width: int = 1) -> Row:
-        width = min(width, self.left)
+        if width > self.left:
+            width = self.left
         if width > 0:
-            self._segments.append(Segment(" " * width, self._base))
-            self._used += width
+            self._held += width
+            self.left -= width
         return self
 
     def to(self, column: int) -> Row:
         """Blank up to `column`, when it lies ahead."""
-        return self.gap(column - self._used) if column > self._used else self
+        return self.gap(column - self.used)
 
     def right(self, text: str, style: Style | None = None, margin: int = 0) -> Row:
         """Add text that ends `margin` cells before the end of the line."""
         width = cells(text)
         return self.to(self.width - width - margin).put(text, style)
 
-    def extend(self, line: Iterable[Segment], width: int) -> Row:
-        """Add segments that are known to be `width` cells wide in all and to fit."""
-        self._segments.extend(line)
-        self._used += width
-        return self
-
     def end(self) -> Line:
-        self.gap(self.left)
+        blank_cells = self._held + self.left
+        if blank_cells:
+            self._segments.append(Segment(" " * blank_cells, self._base))
+            self._held = self.left = 0
         return self._segments
 
 

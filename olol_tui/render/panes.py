@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from olol_tui.render.charts import bar, graph, spark
-from olol_tui.render.history import DeviceHistory
+from olol_tui.render.history import DeviceHistory, Ring
 from olol_tui.render.line import Frame, Hit, Line, Row, beside
 from olol_tui.render.palette import Palette, Palettes
 from olol_tui.render.text import age, cells, celsius, fit, percent, size, size_pair, watts
@@ -82,12 +82,18 @@ def value_style(tile: Tile, name: str, palette: Palette) -> Style:
     return palette.bright if name == "util" else palette.base
 
 
-def _spark_row(
-    width: int, palette: Palette, label: str, value: str, style: Style, glyphs: str, hue: Style
-) -> Line:
-    row = Row(width, palette.base).gap().raw(f"{label:<4} ", 5, palette.muted)
-    row.put(value, style, 5, ">").gap()
-    return row.raw(glyphs, len(glyphs), hue).end()
+_HEAD = 12
+"""Cells of label and value in front of a graph."""
+
+
+def _head(palette: Palette, label: str, value: str, style: Style) -> Line:
+    row = Row(_HEAD, palette.base).gap().raw(label.ljust(4), 4, palette.muted).gap()
+    return row.put(value, style, 5, ">").end()
+
+
+def _spark_row(head: Line, ring: Ring, width: int, hue: Style) -> Line:
+    glyphs = spark(ring.tail(width - _HEAD), width - _HEAD)
+    return [*head, Segment(glyphs, hue)]
 
 
 def _metric_rows(
@@ -97,18 +103,8 @@ def _metric_rows(
     device = tile.device
     if device is None:
         return []
-    graph_width = max(0, width - 12)
-    lines = [
-        _spark_row(
-            width,
-            palette,
-            "util",
-            percent(device.util_percent),
-            value_style(tile, "util", palette),
-            spark(history.util.tail(graph_width), graph_width),
-            palette.util,
-        )
-    ]
+    util = _head(palette, "util", percent(device.util_percent), value_style(tile, "util", palette))
+    lines = [_spark_row(util, history.util, width, palette.util)]
     pair = size_pair(device.used_bytes, device.vram_bytes)
     bar_width = max(4, width - 13 - cells(pair))
     full, empty = bar(tile.used_fraction, bar_width)
@@ -124,28 +120,10 @@ def _metric_rows(
     lines.append(row.gap().put(pair, palette.muted).end())
     has_temp, has_power = device.temp_c is not None, device.power_w is not None
     if rows >= 4 and has_temp and has_power:
-        lines.append(
-            _spark_row(
-                width,
-                palette,
-                "temp",
-                celsius(device.temp_c),
-                value_style(tile, "temp", palette),
-                spark(history.temp.tail(graph_width), graph_width),
-                palette.temp,
-            )
-        )
-        lines.append(
-            _spark_row(
-                width,
-                palette,
-                "pwr",
-                watts(device.power_w),
-                palette.base,
-                spark(history.power.tail(graph_width), graph_width),
-                palette.power,
-            )
-        )
+        temp = _head(palette, "temp", celsius(device.temp_c), value_style(tile, "temp", palette))
+        lines.append(_spark_row(temp, history.temp, width, palette.temp))
+        power = _head(palette, "pwr", watts(device.power_w), palette.base)
+        lines.append(_spark_row(power, history.power, width, palette.power))
     elif rows >= 3 and (has_temp or has_power):
         row = Row(width, palette.base).gap()
         if has_temp:
@@ -238,7 +216,7 @@ def draw_pane(
     metrics = _metric_rows(tile, history, inner, 4 if space >= 6 else 3, palette)
     tall = space - len(metrics) - max(2, min(3, len(tile.residents) + bool(tile.note)))
     if metrics and tall > 0:
-        metrics[:1] = _tall_graph(tile, history, inner, 1 + min(3, tall), palette, metrics[0])
+        metrics[:1] = _tall_graph(tile, history, inner, 1 + min(3, tall), palette)
     body = metrics[:space] + _content_rows(tile, inner, max(0, space - len(metrics)), palette)
     edge = Segment("│", frame)
     empty = [Segment(" " * inner, palette.base)]
@@ -249,25 +227,19 @@ def draw_pane(
 
 
 def _tall_graph(
-    tile: Tile, history: DeviceHistory, width: int, rows: int, palette: Palette, first: Line
+    tile: Tile, history: DeviceHistory, width: int, rows: int, palette: Palette
 ) -> list[Line]:
     """The utilisation graph over several rows, its label and value on the first."""
-    columns = max(0, width - 12)
-    drawn = graph(history.util.tail(columns), columns, rows)
+    assert tile.device is not None
+    columns = width - _HEAD
+    value = percent(tile.device.util_percent)
+    head = _head(palette, "util", value, value_style(tile, "util", palette))
     styles = [palette.util] * rows if tile.dimmed else palette.ramp("util", rows)
-    lines: list[Line] = []
-    for y, glyphs in enumerate(drawn):
-        head = first[:-1] if y == 0 else [Segment(" " * 12, palette.base)]
-        if y == 0:
-            # The row's last segments are the one-row graph and perhaps padding: replace them.
-            head, used = [], 0
-            for segment in first:
-                if used >= 12:
-                    break
-                head.append(segment)
-                used += len(segment.text)
-        lines.append([*head, Segment(glyphs, styles[y])])
-    return lines
+    beside_graph = [Segment(" " * _HEAD, palette.base)]
+    return [
+        [*(beside_graph if y else head), Segment(glyphs, styles[y])]
+        for y, glyphs in enumerate(graph(history.util.tail(columns), columns, rows))
+    ]
 
 
 def _top(tile: Tile, width: int, palette: Palette, frame: Style, *, cursor: bool) -> Line:

@@ -7,6 +7,7 @@ snapshot; the order is the fleet's own, so nothing jumps between ticks.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,20 +128,21 @@ def _on_its_way(loading: Loading, engine: Engine, pinned: bool) -> Resident:
 
 
 def residents_of(
-    engines: tuple[Engine, ...], pins: frozenset[str] | set[str], device: Device | None
+    engines: tuple[Engine, ...], pins: Collection[str], device: Device | None
 ) -> tuple[Resident, ...]:
     """What the engines hold and load; `pins` are the pinned names of the device."""
 
     def pinned(name: str) -> bool:
-        return any(same(name, pin) for pin in pins)
+        return bool(pins) and any(same(name, pin) for pin in pins)
 
     found: list[Resident] = []
     for engine in engines:
         found.extend(_resident(x, engine, pinned(x.name), device) for x in engine.loaded)
-        held = {x.name for x in engine.loaded}
-        found.extend(
-            _on_its_way(x, engine, pinned(x.name)) for x in engine.loading if x.name not in held
-        )
+        if engine.loading:
+            held = {x.name for x in engine.loaded}
+            found.extend(
+                _on_its_way(x, engine, pinned(x.name)) for x in engine.loading if x.name not in held
+            )
     return tuple(found)
 
 
@@ -231,7 +233,7 @@ def build_tiles(fleet: Fleet) -> tuple[Tile, ...]:
             engines = tuple(
                 e for e in node.engines if device.uuid in e.devices or (single and not e.devices)
             )
-            residents = residents_of(engines, pins.get(key, frozenset()), device)
+            residents = residents_of(engines, pins.get(key, ()), device)
             state, note, log = _judge(node, device, engines, residents, running[label])
             tiles.append(
                 Tile(key, label, node, device, state, note, log, engines, residents, running[label])
@@ -241,7 +243,7 @@ def build_tiles(fleet: Fleet) -> tuple[Tile, ...]:
 
 def _node_tile(node: Node, pins: dict[TileKey, set[str]], by_engine: Counter[str]) -> Tile:
     key = (node.name, "")
-    residents = residents_of(node.engines, pins.get(key, frozenset()), None)
+    residents = residents_of(node.engines, pins.get(key, ()), None)
     requests = sum(by_engine[e.id] for e in node.engines)
     state, note, log = _judge(node, None, node.engines, residents, requests)
     return Tile(key, node.name, node, None, state, note, log, node.engines, residents, requests)

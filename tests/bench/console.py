@@ -50,14 +50,29 @@ def calibrate() -> float:
 
 async def console(result_file: Path) -> None:
     """The measured process: a console on its terminal, and one snapshot a tick."""
-    from olol_tui.console.app import ConsoleOptions, OlolApp, run_console
+    from olol_tui.console.app import ConsoleOptions, run_console
     from olol_tui.console.sample import list_fleet
+    from olol_tui.fleet.snapshot import Fleet
     from olol_tui.screenshots import StillLink
 
-    link = StillLink(list_fleet(0.0, GPUS // 8, 8))
-    fleets = [list_fleet(float(second), GPUS // 8, 8) for second in range(1, 120)]
+    fleets = [list_fleet(float(second), GPUS // 8, 8) for second in range(120)]
     longest = 0.0
     ticks = 0
+
+    class MovingLink(StillLink):
+        """A new snapshot whenever the console looks: once a tick."""
+
+        @property
+        def fleet(self) -> Fleet:
+            nonlocal ticks
+            ticks += 1
+            return fleets[ticks % len(fleets)]
+
+        @fleet.setter
+        def fleet(self, value: Fleet) -> None:
+            pass
+
+    link = MovingLink(fleets[0])
     run = asyncio.events.Handle._run
 
     def timed(handle: asyncio.Handle) -> None:
@@ -66,15 +81,6 @@ async def console(result_file: Path) -> None:
         run(handle)
         longest = max(longest, time.thread_time() - before)
 
-    tick = OlolApp.tick
-
-    def counted(app: OlolApp) -> None:
-        nonlocal ticks
-        link.fleet = fleets[ticks % len(fleets)]
-        ticks += 1
-        tick(app)
-
-    OlolApp.tick = counted  # type: ignore[method-assign]
     asyncio.events.Handle._run = timed  # type: ignore[method-assign]
     windows: list[tuple[float, float]] = []
 
