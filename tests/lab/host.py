@@ -256,9 +256,7 @@ class Host:
 
     def restart_sshd(self) -> None:
         """Ends sshd, which the host's init starts again; sessions live on, as under systemd."""
-        old = self.sshd
-        os.kill(old.outer_pid, signal.SIGTERM)
-        if not processes.Recorded.of(old.outer_pid).wait(FREEZE_TIMEOUT_S):
+        if not processes.Recorded.of(self.sshd.outer_pid).end():
             raise LabError(f"{self.name}: sshd did not end")
         self._lab.wait_for_sshd([self.name])
 

@@ -5,7 +5,8 @@ library, and after `pivot_root` nothing at all: the interpreter's library can li
 directory (/root/.pyenv) that the host does not see.
 
 Argument: a JSON file, see `main`. It prints the pid that the host's PID 1 has outside,
-waits for a byte on stdin while the outside moves `eth0` in, and then boots.
+waits for a byte on stdin while the outside moves `eth0` in, boots, and prints `up` when its
+network is there and sshd was started.
 """
 
 from __future__ import annotations
@@ -129,12 +130,18 @@ def keep_sshd() -> None:
     null = os.open("/dev/null", os.O_RDWR)
     sshd = 0
     due = time.monotonic()
+    told = False
     while True:
         wait = 3600.0
         if not sshd:
             wait = due - time.monotonic()
             if wait <= 0:
                 sshd = _start_sshd(null, log)
+                if not told:
+                    os.write(1, b"up\n")
+                    for fd in (0, 1):
+                        os.dup2(null, fd)
+                    told = True
                 continue
         signal.sigtimedwait({signal.SIGCHLD}, wait)
         while True:
@@ -192,7 +199,6 @@ def main(config: dict[str, Any]) -> int:
     if pid == 0:
         if not os.read(0, 1):  # whoever wanted this host is gone
             return 1
-        os.close(1)
         boot(config)
     os.close(0)
     os.write(1, f"{pid}\n".encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import socket
 import subprocess
 import sys
@@ -158,6 +157,19 @@ class Lab:
                 pass  # closes its stdin, at which it ends
         self._record, self._reaper, self.hosts = None, None, {}
 
+    def mend(self) -> None:
+        """Undoes every fault: all hosts up, reachable, with room on the disk and the lab's sshd_config."""
+        for host in self.hosts.values():
+            host.unfill()
+            if not host.is_up:
+                host.boot()
+            if host.record.frozen:
+                host.thaw()
+            if host.record.cut or host.record.netem:
+                host.heal()
+            if host.record.sshd_overrides:
+                host.sshd_config()
+
     def power_off(self, name: str) -> None:
         """See `Host.kill`."""
         host = self.record.hosts[name]
@@ -180,7 +192,7 @@ class Lab:
         try:
             inits = {}
             for name, process in started.items():
-                inits[name] = self._init_of(name, process)
+                inits[name] = int(self._hear(name, process))
                 host = self.record.hosts[name]
                 host.init, host.keeper = Recorded.of(inits[name]), Recorded.of(process.pid)
             network.plug(self.record, inits)
@@ -188,6 +200,10 @@ class Lab:
             for process in started.values():
                 assert process.stdin is not None
                 process.stdin.write(b"+")
+                process.stdin.flush()
+            for name, process in started.items():
+                self._hear(name, process)
+                network.forward(self.record.hosts[name])
         finally:
             for process in started.values():
                 assert process.stdin is not None and process.stdout is not None
@@ -240,7 +256,11 @@ class Lab:
         if not self._keep:
             argv = [sys.executable, "-m", "tests.lab", "reap", self.tag]
             self._reaper = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, cwd=PROJECT, start_new_session=True
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                cwd=PROJECT,
+                start_new_session=True,
             )
 
     def _make_disks(self) -> None:
@@ -291,12 +311,13 @@ class Lab:
         with open(place / "console.log", "ab") as log:
             return processes.start(argv, log)
 
-    def _init_of(self, name: str, process: subprocess.Popen[bytes]) -> int:
+    def _hear(self, name: str, process: subprocess.Popen[bytes]) -> str:
+        """The next line from a host that boots."""
         assert process.stdout is not None
-        if select.select([process.stdout], [], [], BOOT_TIMEOUT_S)[0]:
+        if processes.readable(process.stdout.fileno(), BOOT_TIMEOUT_S):
             text = process.stdout.readline().strip()
             if text:
-                return int(text)
+                return text.decode()
         raise LabError(f"{name} did not start\n{self._console(name)}")
 
     def _console(self, name: str) -> str:

@@ -15,8 +15,8 @@ import functools
 import ipaddress
 import json
 import os
-import select
 import sys
+import time
 from pathlib import Path
 
 from tests.lab import processes, shell
@@ -29,6 +29,8 @@ MAX_HOSTS = 200
 CUTS = ("drop", "rst", "link", "in", "out")
 WIRED_CUTS = ("rst", "in", "out")
 PORT_DISABLED, PORT_FORWARDING = 0, 3
+CARRIER_NEWS_S = 5.0
+"""The kernel reports a change of carrier within a second."""
 WIRE = Path(__file__).with_name("wire.py")
 WIRE_START_S = 10.0
 AGGREGATE_PREFIX = 16
@@ -91,6 +93,11 @@ def plug(lab: LabRecord, inits: dict[str, int]) -> None:
     shell.ip(lines)
 
 
+def forward(host: HostRecord) -> None:
+    """Opens the bridge to a host that has just come up, for which the kernel takes up to a second."""
+    _set_port(host, PORT_FORWARDING)
+
+
 def unplug(host: HostRecord) -> None:
     """Removes a host's link and whatever fault is on it."""
     _stop_wire(host)
@@ -147,6 +154,13 @@ def apply(lab: LabRecord, host: HostRecord) -> None:
 
 def _set_port(host: HostRecord, state: int) -> None:
     name = host.wire_port if host.wire_spec else host.port
+    if state == PORT_DISABLED:
+        # News of the carrier that are still on their way would bring the port back.
+        deadline = time.monotonic() + CARRIER_NEWS_S
+        while Path(f"/sys/class/net/{name}/operstate").read_text().strip() != "up":
+            if time.monotonic() > deadline:
+                raise LabError(f"{host.name}: its link does not come up")
+            time.sleep(0.01)
     shell.run(["bridge", "link", "set", "dev", name, "state", str(state)])
 
 
@@ -220,7 +234,7 @@ def _start_wire(lab: LabRecord, host: HostRecord, spec: str) -> None:
 
 def _expect(fd: int, place: str) -> None:
     """Waits for the next sign of life of a wire."""
-    if not select.select([fd], [], [], WIRE_START_S)[0] or not os.read(fd, 1):
+    if not processes.readable(fd, WIRE_START_S) or not os.read(fd, 1):
         raise LabError(f"the wire did not start: {Path(place, 'wire.log').read_text().strip()}")
 
 

@@ -57,12 +57,19 @@ class Recorded:
                 if self.alive:
                     if number is not None:
                         signal.pidfd_send_signal(fd, number)
-                    ended = bool(select.select([fd], [], [], timeout_s)[0])
+                    ended = readable(fd, timeout_s)
             finally:
                 os.close(fd)
         if ended and self.pid in _children:
             _children.pop(self.pid).wait()
         return ended
+
+
+def readable(fd: int, timeout_s: float) -> bool:
+    """Waits until there is something to read; `select` would stop at descriptor 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
