@@ -59,6 +59,7 @@ class Core:
         self._demo = demo
         self._stack = AsyncExitStack()
         self.stop_engines = stop_engines
+        self._traffic: Traffic | None = None
         self._controller: Controller
         self._gateway: Gateway
 
@@ -81,7 +82,7 @@ class Core:
             await self._settle()
             if self._demo is not None and self._demo.traffic:
                 traffic = Traffic(self._gateway.address, self._demo, self._controller)
-                await stack.enter_async_context(traffic)
+                self._traffic = await stack.enter_async_context(traffic)
             self._stack = stack.pop_all()
         # What lives from here to the end need not be walked by every full collection: one of
         # those is tens of milliseconds between two tokens.
@@ -118,6 +119,9 @@ class Core:
 
     async def drain(self, timeout_s: float = 30.0) -> None:
         """Take no new requests; return when the live ones ended or the time is up."""
+        if self._traffic is not None:
+            # Our own clients leave first: they would keep a drain from ever ending.
+            await self._traffic.stop()
         await self._gateway.drain(timeout_s)
 
     # -- Link

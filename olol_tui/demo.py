@@ -221,6 +221,10 @@ class Traffic:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End the clients and what they asked for; a second call does nothing."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
