@@ -74,8 +74,8 @@ _LISTS = _on("fleet", "requests", "nodes", "logs")
 ACTIONS: tuple[Action, ...] = (
     # Screens
     Action("show_fleet", ("1",), "Fleet", "devices, alerts and models", "Screens"),
-    Action("show_requests", ("3",), "Requests", "queued, running and recent requests", "Screens"),
-    Action("show_nodes", ("4",), "Nodes", "nodes and their engines, with faults", "Screens"),
+    Action("show_requests", ("3",), "Requests", "queued, running, recent requests", "Screens"),
+    Action("show_nodes", ("4",), "Nodes", "nodes and engines, with faults", "Screens"),
     Action("show_logs", ("5",), "Logs", "the log of an engine, live", "Screens"),
     # Moving
     Action("cursor_up", ("up", "k"), "Up", "move up", "Moving", _LISTS),

@@ -66,7 +66,12 @@ SHOTS: tuple[Shot, ...] = (
     Shot("fleet-list", sample.list_fleet, (120, 36), ("down", "down", "down")),
     Shot("fleet-hero", sample.hero_fleet, (80, 24)),
     Shot("fleet-cpu", sample.cpu_fleet, (80, 24)),
-    Shot("placement-picker", sample.panes_fleet, (120, 36), ("right", "p", "up", "up", "up", "up")),
+    Shot(
+        "placement-picker",
+        sample.panes_fleet,
+        (120, 36),
+        ("right", "p", "down", "down", "down", "down", "down"),
+    ),
     Shot("help", sample.panes_fleet, (120, 36), ("question_mark",)),
     Shot("fleet-light", sample.panes_fleet, (120, 36), ("right",), "olol-light"),
     Shot("fleet-small", sample.panes_fleet, (80, 24), ("down",)),

@@ -112,24 +112,24 @@ def _right_chunks(fleet: Fleet, p: Palette, *, read_only: bool) -> list[_Chunk]:
     return chunks
 
 
-def _fit_chunks(groups: list[list[_Chunk]], name: str, width: int) -> list[list[tuple[str, Style]]]:
-    """Long forms, then short ones, then fewer: the first that fits."""
-
-    def needed(texts: list[list[tuple[str, Style]]], gap: int) -> int:
-        words = [text for group in texts for text, _ in group]
-        return 1 + cells(name) + sum(cells(w) + gap for w in words) + 2
-
-    shown = [list(group) for group in groups]
-    while True:
-        for attribute, gap in (("long", 2), ("short", 1)):
-            texts = [[(getattr(c, attribute), c.style) for c in group] for group in shown]
-            if needed(texts, gap) <= width:
-                return texts
-        everything = [c for group in shown for c in group]
-        if not everything:
-            return [[], []]
-        weakest = min(everything, key=lambda c: c.keep)
-        shown = [[c for c in group if c is not weakest] for group in shown]
+def _fit_chunks(
+    groups: list[list[_Chunk]], name: str, width: int, gap: int
+) -> list[list[tuple[str, Style]]]:
+    """Short forms of what fits, the least important dropped; then longer while there is room."""
+    room = width - cells(name) - 3
+    chunks = sorted((c for group in groups for c in group), key=lambda c: -c.keep)
+    forms: dict[int, str] = {}
+    for chunk in chunks:
+        needed = cells(chunk.short) + gap
+        if needed <= room:
+            forms[id(chunk)] = chunk.short
+            room -= needed
+    for chunk in chunks:
+        more = cells(chunk.long) - cells(chunk.short)
+        if id(chunk) in forms and more <= room:
+            forms[id(chunk)] = chunk.long
+            room -= more
+    return [[(forms[id(c)], c.style) for c in group if id(c) in forms] for group in groups]
 
 
 def draw_header(
@@ -153,8 +153,8 @@ def draw_header(
     if silent_s > 0:
         lost = f"✕ no data for {age(silent_s)}"
         groups = [[_Chunk(lost, lost, p.crit, 99)], groups[1][-1:]]
-    left, right = _fit_chunks(groups, f"olol {name}", width)
     gap = 2 if width >= 100 else 1
+    left, right = _fit_chunks(groups, f"olol {name}", width, gap)
     row = Row(width, p.base).gap().put("olol ", p.strong).put(name, p.bright)
     for text, style in left:
         row.gap(gap).put(text, style)

@@ -107,7 +107,8 @@ def _models(row: Row, tile: Tile, width: int, palettes: Palettes, *, cursor: boo
     if not tile.residents:
         row.put("-", palette.faint, width)
         return
-    start, residents = row.used, tile.residents
+    # What is on its way comes first: it is the news.
+    start, residents = row.used, sorted(tile.residents, key=lambda r: not r.loading)
     for index, resident in enumerate(residents):
         words = _resident_words(resident)
         more = f" +{len(residents) - index}"

@@ -67,7 +67,7 @@ def draw_help(screen: str, width: int, palette: Palette, *, read_only: bool) -> 
     if read_only:
         words = "▲ changes the fleet: not available, this console is read-only"
     else:
-        words = "▲ changes the fleet and asks first"
+        words = "▲ changes the fleet: asks first where something is lost, gone with --read-only"
     lines.append(Row(width, palette.base).put(words, palette.muted, width).end())
     mouse = "click chooses, double click opens, the wheel moves; shift+drag selects text"
     lines.append(Row(width, palette.base).put(mouse, palette.faint, width).end())

@@ -134,7 +134,7 @@ def _status(tile: Tile, width: int, palettes: Palettes) -> Line:
 def graph_rows(graphs: int, width: int, height: int, below: int) -> int:
     """Rows of one graph with its title: what is left over the table, within reason."""
     stacked = max(1, -(-graphs // 2) if width >= BOXED else graphs)
-    return max(2, min(11, max(height - below, height // 2) // stacked))
+    return max(2, min(18, max(height - below, height // 2) // stacked))
 
 
 def draw_hero(

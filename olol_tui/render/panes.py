@@ -92,8 +92,8 @@ def _head(palette: Palette, label: str, value: str, style: Style) -> Line:
 
 
 def _spark_row(head: Line, ring: Ring, width: int, hue: Style) -> Line:
-    glyphs = spark(ring.tail(width - _HEAD), width - _HEAD)
-    return [*head, Segment(glyphs, hue)]
+    columns = width - _HEAD - 1
+    return [*head, Segment(spark(ring.tail(columns), columns) + " ", hue)]
 
 
 def _metric_rows(
@@ -106,7 +106,7 @@ def _metric_rows(
     util = _head(palette, "util", percent(device.util_percent), value_style(tile, "util", palette))
     lines = [_spark_row(util, history.util, width, palette.util)]
     pair = size_pair(device.used_bytes, device.vram_bytes)
-    bar_width = max(4, width - 13 - cells(pair))
+    bar_width = max(4, width - 14 - cells(pair))
     full, empty = bar(tile.used_fraction, bar_width)
     fraction = tile.used_fraction
     row = Row(width, palette.base).gap().raw(f"{tile.memory_word:<4} ", 5, palette.muted)
@@ -130,7 +130,7 @@ def _metric_rows(
             row.raw("temp ", 5, palette.muted)
             row.put(celsius(device.temp_c), value_style(tile, "temp", palette), 5, ">").gap()
         if has_power:
-            row.raw("pwr ", 4, palette.muted)
+            row.gap().raw("pwr ", 4, palette.muted)
             limit = "" if device.power_limit_w is None else f"/{watts(device.power_limit_w)}"
             row.put(watts(device.power_w), palette.base).put(limit, palette.muted)
         lines.append(row.end())
@@ -231,13 +231,13 @@ def _tall_graph(
 ) -> list[Line]:
     """The utilisation graph over several rows, its label and value on the first."""
     assert tile.device is not None
-    columns = width - _HEAD
+    columns = width - _HEAD - 1
     value = percent(tile.device.util_percent)
     head = _head(palette, "util", value, value_style(tile, "util", palette))
     styles = [palette.util] * rows if tile.dimmed else palette.ramp("util", rows)
     beside_graph = [Segment(" " * _HEAD, palette.base)]
     return [
-        [*(beside_graph if y else head), Segment(glyphs, styles[y])]
+        [*(beside_graph if y else head), Segment(glyphs + " ", styles[y])]
         for y, glyphs in enumerate(graph(history.util.tail(columns), columns, rows))
     ]
 

@@ -19,10 +19,10 @@ from olol_tui.render.text import cells, clean, percent, rate, seconds, tenths
 COLUMNS: tuple[Column, ...] = (
     Column("id", "ID", 6, grow=4),
     Column("age", "AGE", 6, ">"),
-    Column("state", "STATE", 12),
-    Column("model", "MODEL", 14, grow=14),
-    Column("client", "CLIENT", 8, grow=8, keep=5),
-    Column("where", "WHERE", 10, grow=6),
+    Column("state", "STATE", 10, grow=2),
+    Column("model", "MODEL", 13, grow=15),
+    Column("client", "CLIENT", 7, grow=11, keep=5),
+    Column("where", "WHERE", 9, grow=7),
     Column("wait", "WAIT", 6, ">", keep=3),
     Column("ttft", "TTFT", 6, ">"),
     Column("speed", "TOK/s", 5, ">"),
@@ -143,15 +143,13 @@ def queue_lines(scene: Scene, requests: Sequence[Request], width: int, rows: int
     # Busy queues first, then the gateway's order: a queue that empties keeps its place a while.
     busy = [x for x in loads if x.queued] + [x for x in loads if x.running and not x.queued]
     name_width = max(12, min(26, width // 4))
-    words_width = 30 if width >= 100 else 22
+    words_width = 30
     for load in busy[: rows - 1]:
         row = Row(width, p.base).gap(2).put(load.model, p.base, name_width).gap()
-        row.put(str(load.queued), p.warn if load.queued else p.muted, 3, ">").put(
-            " queued", p.muted
-        )
-        row.put(str(load.running), p.ok if load.running else p.muted, 4, ">").put(
-            " running ", p.muted
-        )
+        queued, running = (" queued", " running") if width >= 100 else (" q", " r")
+        row.put(str(load.queued), p.warn if load.queued else p.muted, 3, ">").put(queued, p.muted)
+        row.put(str(load.running), p.ok if load.running else p.muted, 4, ">")
+        row.put(running, p.muted).gap()
         graph = max(0, row.left - words_width - 3)
         glyphs = spark(scene.history.queue(load.model).tail(graph), graph)
         row.raw(glyphs, graph, p.loading if load.queued else p.faint).gap(2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from olol_tui.fleet.snapshot import Fleet, ModelLoad, Severity
 from olol_tui.models.names import canonical
+from olol_tui.render.box import wrap
 from olol_tui.render.charts import spark
 from olol_tui.render.history import FleetHistory
 from olol_tui.render.line import Line, Row, beside
@@ -75,28 +76,35 @@ def notice_lines(found: tuple[Notice, ...], width: int, rows: int, palette: Pale
     """Alert rows, with the log line of a fault beneath it while there is room."""
     if not found:
         return [Row(width, palette.base).gap(2).put("● nothing wrong", palette.ok).end()][:rows]
+    shown = found if len(found) <= rows else found[: max(0, rows - 1)]
     spare = rows - len(found)
     lines: list[Line] = []
     where_width = min(max(cells(clean(n.where)) for n in found), max(8, width // 3))
-    for index, notice in enumerate(found):
-        if len(lines) == rows - 1 and index < len(found) - 1:
-            more = f"+{len(found) - index} more"
-            lines.append(Row(width, palette.base).gap(2).put(more, palette.muted).end())
-            break
-        if len(lines) >= rows:
-            break
+    for notice in shown:
         style = {"critical": palette.crit, "warning": palette.warn, "info": palette.muted}
         row = Row(width, palette.base).gap()
         row.put(_GLYPH[notice.severity], style[notice.severity]).gap()
         row.put(age(notice.age_s), palette.muted, 4, ">").gap()
         row.put(notice.where, palette.base, where_width).gap()
-        row.put(notice.message, style[notice.severity], max(0, row.left - 1))
-        lines.append(row.end())
+        room = max(8, row.left - 1)
+        parts = wrap(notice.message, room)[: 1 + max(0, spare)]
+        if len(parts) == 1 or spare <= 0:
+            parts = [notice.message]
+        spare -= len(parts) - 1
+        indent = row.used
+        lines.append(row.put(parts[0], style[notice.severity], room).end())
+        lines.extend(
+            Row(width, palette.base).gap(indent).put(part, style[notice.severity], room).end()
+            for part in parts[1:]
+        )
         if notice.detail and spare > 0:
             spare -= 1
             row = Row(width, palette.base).gap(8).put("└ ", palette.faint)
             lines.append(row.put(notice.detail, palette.muted, max(0, row.left - 1)).end())
-    return lines
+    if len(shown) < len(found):
+        more = f"+{len(found) - len(shown)} more"
+        lines.append(Row(width, palette.base).gap(2).put(more, palette.muted).end())
+    return lines[:rows]
 
 
 def _progress_by_model(tiles: tuple[Tile, ...]) -> dict[str, float | None]:

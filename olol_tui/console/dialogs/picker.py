@@ -62,7 +62,7 @@ class Picker(Dialog[str]):
         self._hint = hint
         self._empty = empty
         self._edit = LineEdit()
-        self._cursor = 0
+        self._cursor = next((i for i, item in enumerate(items()) if not item.refusal), 0)
         self._first = 0
         self._refusal = ""
         self._shown: list[Item] = []
