@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 
-from tests.lab import Host
+from tests.lab import Host, Lab
 
 SILENT_S = 0.4
 """How long nothing must come before a test calls it silence; a round trip here takes 0.1 ms."""
@@ -23,6 +24,12 @@ def greets(host: Host, timeout_s: float = ANSWER_S) -> bool:
             return connection.recv(4) == b"SSH-"
     except TimeoutError:
         return False
+
+
+def ssh(lab: Lab, host: str, command: str) -> str:
+    """What OpenSSH brings back from a command on a host."""
+    argv = ["ssh", "-F", str(lab.ssh_config), host, command]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
 @contextlib.contextmanager

@@ -150,7 +150,8 @@ class Lab:
         for host in self._record.hosts.values():
             if host.frozen and not host.cgroup:
                 self.hosts[host.name].thaw()
-        state.remove(self._record.tag)
+        with state.lock():
+            state.remove(self._record.tag)
         processes.reap()
         if self._reaper is not None:
             with self._reaper:

@@ -179,12 +179,15 @@ def kernel_has_netem() -> bool:
 
 
 def _apply_netem(host: HostRecord, init: int) -> None:
-    """Delay and loss by the kernel, where it can, on both ends of the host's link."""
+    """Delay and loss by the kernel on both ends of the host's link, where it can.
+
+    Its jitter reorders packets, which a real path seldom does: jitter is the wire's.
+    """
     inside = ["nsenter", f"--net=/proc/{init}/ns/net"]
     ends: tuple[tuple[list[str], str], ...] = (([], host.port), (inside, "eth0"))
-    if host.netem and kernel_has_netem():
-        delay_ms, jitter_ms, loss_percent = host.netem
-        what = ["netem", "delay", f"{delay_ms}ms", f"{jitter_ms}ms", "loss", f"{loss_percent}%"]
+    if host.netem and not host.netem[1] and kernel_has_netem():
+        delay_ms, _, loss_percent = host.netem
+        what = ["netem", "delay", f"{delay_ms}ms", "loss", f"{loss_percent}%"]
         for enter, name in ends:
             verb = ["tc", "qdisc", "replace", "dev", name, "root"]
             shell.run([*enter, *verb, *what, "limit", "100000"])

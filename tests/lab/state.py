@@ -125,9 +125,9 @@ def tags() -> list[str]:
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-    """Held while a lab takes its tag and subnet and while orphans are swept.
+    """Held while a lab takes its tag and subnet, and while one is removed.
 
-    The lock is on the directory itself, which the last lab removes: hence the look whether
+    The lock is on the directory itself, which goes with the last lab: hence the look whether
     the locked one is still the one in place.
     """
     while True:
@@ -139,7 +139,11 @@ def lock() -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if BASE.is_dir() and BASE.stat().st_ino == os.fstat(fd).st_ino:
-                yield
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):  # a lab is in it
+                        BASE.rmdir()
                 return
         finally:
             os.close(fd)
@@ -170,7 +174,7 @@ def sweep() -> list[str]:
 
 
 def remove(tag: str) -> None:
-    """Removes everything of one lab, whatever state it is in.
+    """Removes everything of one lab, whatever state it is in. The lock must be held.
 
     Raises:
         LabError: a process of it could not be killed.
@@ -190,8 +194,6 @@ def remove(tag: str) -> None:
         _remove_cgroup(group)
     _unmount(BASE / tag)
     shutil.rmtree(BASE / tag, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another lab is still in it
-        BASE.rmdir()
 
 
 def cgroup_root() -> Path | None:
@@ -264,7 +266,8 @@ def _scripts(tag: str = "") -> list[int]:
     return [
         pid
         for pid in processes.pids()
-        if (command := processes.command_of(pid))
+        if pid != 1  # this machine itself is a lab's host, where one tests the lab
+        and (command := processes.command_of(pid))
         and any(Path(word).name in SCRIPTS for word in command[1:5])
         and any(place in word for word in command)
     ]
