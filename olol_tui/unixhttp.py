@@ -21,12 +21,17 @@ import httpx
 _KEPT_IDLE_S = 30.0
 
 
-class UnixTransport(httpx.AsyncBaseTransport):
-    """An httpx transport to one UNIX socket, whatever host the URL names."""
+class StreamsTransport(httpx.AsyncBaseTransport):
+    """An httpx transport over whatever asyncio streams a backend opens.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        backend: opens connections, as `AsyncioStream`s.
+        uds: every connection goes to this socket, whatever host the URL names.
+    """
+
+    def __init__(self, backend: httpcore.AsyncNetworkBackend, uds: str | None = None) -> None:
         self._pool = httpcore.AsyncConnectionPool(
-            uds=str(path), keepalive_expiry=_KEPT_IDLE_S, network_backend=_UnixBackend()
+            uds=uds, keepalive_expiry=_KEPT_IDLE_S, network_backend=backend
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -55,6 +60,13 @@ class UnixTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+
+
+class UnixTransport(StreamsTransport):
+    """To one UNIX socket of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_UnixBackend(), str(path))
 
 
 class _Body(httpx.AsyncByteStream):
@@ -101,13 +113,15 @@ class _UnixBackend(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout(str(error)) from error
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
-        return _UnixStream(reader, writer)
+        return AsyncioStream(reader, writer)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-class _UnixStream(httpcore.AsyncNetworkStream):
+class AsyncioStream(httpcore.AsyncNetworkStream):
+    """One connection, for httpcore."""
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
@@ -143,7 +157,7 @@ class _UnixStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
     ) -> httpcore.AsyncNetworkStream:
-        raise httpcore.UnsupportedProtocol("no TLS over a UNIX socket")
+        raise httpcore.UnsupportedProtocol("no TLS on this road")
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":

@@ -1,0 +1,425 @@
+"""The link to one node: a control and a data connection, kept up by one task.
+
+Control carries commands, files, agent calls and logs; data carries requests, so that a log
+or an upload never stands in front of a token. A connection that breaks fails everything on
+it at once and is opened again, with a jittered back-off; what a human must decide (an
+unknown host key, a refused login) stops the task until `retry`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import shlex
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import asyncssh
+import httpx
+
+from olol_tui.ssh.channels import DataPath, Factory, open_channel, split_address
+from olol_tui.ssh.connection import Connection, Connector
+from olol_tui.ssh.errors import (
+    ChannelRefused,
+    ForwardingForbidden,
+    LinkDown,
+    LinkLost,
+    NoCapacity,
+    SSHError,
+)
+from olol_tui.ssh.http import Dial, DialTransport
+from olol_tui.ssh.sessions import COMMAND_TIMEOUT_S, Completed, Sessions
+from olol_tui.ssh.stdio import StdioMux
+from olol_tui.ssh.target import Target
+
+log = logging.getLogger("olol.ssh.link")
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MAX_S = 30.0
+STEADY_S = 10.0
+"""A link that held for so long starts again with the shortest back-off."""
+MAX_DATA_CONNECTIONS = 4
+_PROBE = "127.0.0.1:1"
+"""Nobody listens there: refused means that forwarding works."""
+
+Phase = Literal["connecting", "up", "lost", "refused", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """What there is to know about a link at one moment."""
+
+    phase: Phase = "connecting"
+    """`lost`: trying again by itself. `refused`: waiting for `retry`."""
+    error: SSHError | None = None
+    """Why it is not up."""
+    since_s: float = 0.0
+    """Loop time of the last change of phase."""
+    retry_in_s: float | None = None
+    road: Literal["", "channels", "stdio"] = ""
+    """How streams travel, once known; "" with an error on a link that is up: they cannot."""
+    fingerprint: str = ""
+    """Of the host's key."""
+    server_version: str = ""
+    banner: str = ""
+
+    @property
+    def reason(self) -> str:
+        return "" if self.error is None else str(self.error)
+
+
+class NodeLink:
+    """The connections to one node. `start` it, and `close` it; or use it in `async with`.
+
+    Args:
+        name: the node, for errors and logs.
+        target: where it is.
+        connector: opens connections, shared by all links.
+        on_state: called on every change, on the event loop.
+        data_connections: at most so many, opened as streams need them.
+        python: the node's interpreter for streams over stdio; may be set later.
+        jitter: 0…1, for tests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: Target,
+        connector: Connector,
+        *,
+        on_state: Callable[[LinkState], None] | None = None,
+        data_connections: int = MAX_DATA_CONNECTIONS,
+        python: str = "python3",
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.target = target
+        self.python = python
+        self.state = LinkState()
+        self._connector = connector
+        self._on_state = on_state
+        self._jitter = jitter
+        self._control: Connection | None = None
+        self._sessions: Sessions | None = None
+        self._data: Connection | None = None
+        self._path = DataPath(name, self._connect, data_connections)
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._retry = asyncio.Event()
+        self._failed_attempts = 0
+        self._mux: StdioMux | None = None
+        self._mux_starting = asyncio.Lock()
+        self._tcp_forbidden = False
+        self._unix_works: bool | None = None
+
+    async def __aenter__(self) -> NodeLink:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # Life
+
+    def start(self) -> None:
+        """Keep the link up from now on."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), name=f"ssh link {self.name}"
+            )
+
+    def retry(self) -> None:
+        """Try now: somebody trusted a key, mended a configuration, or is impatient."""
+        self._connector.keys.reset()
+        self._retry.set()
+
+    async def wait_up(self, timeout_s: float | None = None) -> None:
+        """Return when the link is up.
+
+        Raises:
+            SSHError: it is refused, or the next attempt failed, or time is out; with the reason.
+        """
+        failed = self._failed_attempts
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.state.phase != "up":
+                    if self.state.phase in ("refused", "closed") or self._failed_attempts > failed:
+                        raise self._down()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise self._down() from None
+
+    async def close(self) -> None:
+        """End the connections; streams that are open fail."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._close_mux()
+        await self._path.close()
+        if self._control is not None:
+            await self._control.close()
+        self._control = self._data = self._sessions = None
+        self._set(LinkState("closed", LinkDown(f"{self.name}: closed")))
+
+    # Use
+
+    async def run(
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        check: bool = False,
+    ) -> Completed:
+        """Run a command on the node; see `Sessions.run`.
+
+        Raises:
+            LinkDown: there is no connection now.
+        """
+        return await self._need_sessions().run(
+            command, stdin=stdin, timeout_s=timeout_s, check=check
+        )
+
+    @asynccontextmanager
+    async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
+        """Files on the node; see `Sessions.sftp`."""
+        async with self._need_sessions().sftp() as client:
+            yield client
+
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """A stream for requests: `gateway.upstream.Dial`.
+
+        Args:
+            address: `127.0.0.1:port` or `unix:/path`, as the node sees it.
+            factory: makes the protocol once the stream is open.
+
+        Raises:
+            OSError: one of `ChannelRefused`, `NoCapacity`, `ForwardingForbidden`, `LinkLost`
+                and `LinkDown`. Once open, a stream that ends in any other way than by the
+                peer's own end of file ends with an exception in `connection_lost`.
+        """
+        return await self._dial(self._path.dial, address, factory)
+
+    async def dial_control(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """As `dial`, on the control connection: not in the way of requests."""
+        return await self._dial(self._control_dial, address, factory)
+
+    def http_transport_agent(self, socket: str) -> httpx.AsyncBaseTransport:
+        """To a UNIX socket on the node, whatever host the URLs name."""
+        return DialTransport(self.dial_control, f"unix:{socket}")
+
+    def http_transport_tcp(self, port: int | None = None) -> httpx.AsyncBaseTransport:
+        """To a loopback port on the node, or without one to whatever the URLs name there."""
+        return DialTransport(self.dial_control, None if port is None else f"127.0.0.1:{port}")
+
+    @property
+    def channels(self) -> int:
+        """Streams on the data connections."""
+        return self._path.channels + (0 if self._mux is None else self._mux.streams)
+
+    @property
+    def data_connections(self) -> int:
+        return self._path.connections
+
+    # The task
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            self._retry.clear()
+            self._set(replace(self.state, phase="connecting", retry_in_s=None))
+            try:
+                await self._establish()
+            except SSHError as error:
+                self._failed_attempts += 1
+                if error.final:
+                    log.warning("%s: %s", self.name, error)
+                    self._path.why_down = str(error)
+                    self._set(LinkState("refused", error))
+                    await self._retry.wait()
+                    failures = 0
+                    continue
+                failures = await self._pause(failures, error)
+            except Exception as error:
+                log.exception("%s: unexpected failure", self.name)
+                self._failed_attempts += 1
+                failures = await self._pause(failures, SSHError(f"{self.name}: {error!r}"))
+            else:
+                loop = asyncio.get_running_loop()
+                since_s = loop.time()
+                reason = await self._broken()
+                if loop.time() - since_s > STEADY_S:
+                    failures = 0
+                await self._clear_broken()
+                failures = await self._pause(failures, LinkLost(f"{self.name}: {reason}"))
+
+    async def _pause(self, failures: int, error: SSHError) -> int:
+        """Wait before the next attempt, not longer than 30 s; `retry` ends it."""
+        pause_s = self._jitter() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**failures)
+        log.info("%s: %s; again in %.1f s", self.name, error, pause_s)
+        self._path.why_down = str(error)
+        self._set(replace(self.state, phase="lost", error=error, retry_in_s=pause_s))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._retry.wait()
+        return min(failures + 1, 10)
+
+    async def _establish(self) -> None:
+        await self._clear_broken()
+        if self._control is None:
+            self._control = await self._connect()
+            self._sessions = Sessions(self._control)
+        if self._data is None:
+            self._data = await self._connect()
+            self._path.add(self._data)
+            self._unix_works = None
+        error = await self._probe()
+        key = self._control.host_key
+        self._set(
+            LinkState(
+                "up",
+                error,
+                road="" if error else "stdio" if self._tcp_forbidden else "channels",
+                fingerprint="" if key is None else key.fingerprint,
+                server_version=self._control.server_version,
+                banner=self._control.banner,
+            )
+        )
+
+    async def _connect(self) -> Connection:
+        return await self._connector.connect(self.name, self.target)
+
+    async def _probe(self) -> SSHError | None:
+        """Find out how streams can travel; an error when they cannot at all."""
+        assert self._data is not None
+        self._tcp_forbidden = False
+        try:
+            protocol = await open_channel(self._data, _PROBE, _Discard)
+        except (ChannelRefused, NoCapacity):
+            return None
+        except ForwardingForbidden:
+            self._tcp_forbidden = True
+        else:
+            assert isinstance(protocol, _Discard)
+            protocol.discard()
+            return None
+        try:
+            await self._need_mux()
+        except ForwardingForbidden as error:
+            # Commands still work, so that somebody can find out and help.
+            return error
+        return None
+
+    async def _broken(self) -> str:
+        """Wait until one of the two connections is lost, and say why."""
+        assert self._control is not None and self._data is not None
+        both = (self._control, self._data)
+        waits = [asyncio.ensure_future(connection.lost.wait()) for connection in both]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return next(connection.reason for connection in both if connection.is_lost)
+
+    async def _clear_broken(self) -> None:
+        """Forget what is dead; what lives goes on serving."""
+        if self._control is not None and self._control.is_lost:
+            await self._control.close()
+            self._control = self._sessions = None
+        if self._data is not None and self._data.is_lost:
+            await self._close_mux()
+            self._path.discard(self._data)
+            await self._data.close()
+            self._data = None
+
+    def _set(self, state: LinkState) -> None:
+        now_s = asyncio.get_running_loop().time()
+        since_s = self.state.since_s if state.phase == self.state.phase else now_s
+        self.state = replace(state, since_s=since_s or now_s)
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if self._on_state is not None:
+            self._on_state(self.state)
+
+    def _down(self) -> SSHError:
+        return self.state.error or LinkDown(f"{self.name}: not connected yet")
+
+    def _need_sessions(self) -> Sessions:
+        if self._sessions is None or self._control is None or self._control.is_lost:
+            raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
+        return self._sessions
+
+    # Streams
+
+    async def _control_dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        if self._control is None or self._control.is_lost:
+            raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
+        return await open_channel(self._control, address, factory)
+
+    async def _dial(self, channels: Dial, address: str, factory: Factory) -> asyncio.Protocol:
+        """By channel where the node allows it, else over stdio."""
+        where = split_address(address)
+        is_unix = isinstance(where, str)
+        if self._tcp_forbidden or (is_unix and self._unix_works is False):
+            return await (await self._need_mux()).dial(address, factory)
+        try:
+            protocol = await channels(address, factory)
+        except ForwardingForbidden:
+            return await (await self._need_mux()).dial(address, factory)
+        except ChannelRefused:
+            if not is_unix or self._unix_works or not await self._is_socket(str(where)):
+                raise
+        else:
+            if is_unix:
+                self._unix_works = True
+            return protocol
+        return await self._dial_past_refusal(address, factory)
+
+    async def _dial_past_refusal(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """The socket is there and sshd does not open it: it is deaf, or that is forbidden.
+
+        sshd gives no reason. The node's own attempt tells.
+        """
+        had_mux = self._mux is not None
+        protocol = None
+        try:
+            protocol = await (await self._need_mux()).dial(address, factory)
+        finally:
+            if protocol is None and not had_mux and not self._tcp_forbidden:
+                await self._close_mux()
+        log.info("%s: sshd forwards no sockets: through stdio instead", self.name)
+        self._unix_works = False
+        return protocol
+
+    async def _is_socket(self, path: str) -> bool:
+        done = await self._need_sessions().run(f"test -S {shlex.quote(path)}")
+        return done.status == 0
+
+    async def _need_mux(self) -> StdioMux:
+        async with self._mux_starting:
+            if self._mux is None or self._mux.is_ended:
+                if self._data is None:
+                    raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
+                self._mux = await StdioMux.start(self._data, self.python)
+            return self._mux
+
+    async def _close_mux(self) -> None:
+        mux, self._mux = self._mux, None
+        if mux is not None:
+            await mux.close()
+
+
+class _Discard(asyncio.Protocol):
+    """For a stream that nobody wanted."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def discard(self) -> None:
+        self._transport.abort()

@@ -1,0 +1,228 @@
+"""A node's link over a real sshd: streams, commands, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from olol_tui.ssh.errors import ChannelRefused, LinkDown, LinkLost
+from tests.contract.ssh_rig import (
+    TIMEOUT_S,
+    Peer,
+    Sshd,
+    in_phase,
+    link,
+    needs_sshd,
+    service,
+    sshd,
+    until,
+)
+
+pytestmark = needs_sshd
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / ".ssh").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Sshd]:
+    with sshd(tmp_path / "sshd") as running:
+        yield running
+
+
+async def test_streams_to_a_port_and_a_socket(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+        assert up.state.road == "channels"
+        for address in (node.tcp, node.unix):
+            peer = await up.dial(address, Peer)
+            assert isinstance(peer, Peer)
+            peer.transport.write(b"hello")
+            assert await peer.until(5) == b"hello"
+            peer.transport.write_eof()
+            assert await peer.end() is None
+            assert peer.eof
+        await until(lambda: up.channels == 0)
+
+
+async def test_many_streams_at_once(server: Sshd, tmp_path: Path) -> None:
+    """A burst of requests is no reason to lose one: a forwarded listener lost 199 of 300."""
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+
+        async def talk(number: int) -> None:
+            peer = await up.dial(node.tcp if number % 2 else node.unix, Peer)
+            assert isinstance(peer, Peer)
+            told = f"stream {number}".encode()
+            peer.transport.write(told)
+            assert await peer.until(len(told)) == told
+            peer.transport.close()
+            assert await peer.end() is None
+
+        await asyncio.gather(*(talk(number) for number in range(300)))
+        await until(lambda: up.channels == 0 and node.connections == 0)
+
+
+async def test_nothing_listens(server: Sshd, tmp_path: Path) -> None:
+    async with link(server, tmp_path) as up:
+        with pytest.raises(ConnectionRefusedError):
+            await up.dial("127.0.0.1:1", Peer)
+        with pytest.raises(ChannelRefused):
+            await up.dial("unix:/nowhere/at/all", Peer)
+
+
+async def test_a_killed_sshd_is_an_error_and_never_an_end(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+        peers = [await up.dial(node.tcp, Peer), await up.dial(node.unix, Peer)]
+        for peer in peers:
+            assert isinstance(peer, Peer)
+            peer.transport.write(b"half an answ")
+            await peer.until(12)
+        server.signal_sessions(signal.SIGKILL)
+        for peer in peers:
+            assert isinstance(peer, Peer)
+            assert isinstance(await peer.end(), LinkLost)
+            assert not peer.eof
+
+
+async def test_a_frozen_host_is_noticed(server: Sshd, tmp_path: Path) -> None:
+    """Its kernel still acknowledges: only the SSH keepalive can tell. 2 s x (2 + 1) = 6 s."""
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        server.signal_sessions(signal.SIGSTOP)
+        started_s = time.monotonic()
+        try:
+            assert isinstance(await peer.end(20), LinkLost)
+            assert time.monotonic() - started_s < 9
+            await in_phase(up, "lost")
+        finally:
+            server.signal_sessions(signal.SIGCONT)
+
+
+async def test_it_comes_back_by_itself(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+        server.stop()
+        await in_phase(up, "lost")
+        with pytest.raises(LinkDown):
+            await up.dial(node.tcp, Peer)
+        with pytest.raises(LinkDown):
+            await up.run("true")
+        assert up.state.reason
+        server.start()
+        await in_phase(up, "up")
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        peer.transport.write(b"again")
+        assert await peer.until(5) == b"again"
+
+
+async def test_commands(server: Sshd, tmp_path: Path) -> None:
+    async with link(server, tmp_path) as up:
+        done = await up.run("cat; echo oops >&2; exit 3", stdin=b"in")
+        assert (done.status, done.stdout, done.stderr) == (3, "in", "oops\n")
+        async with up.sftp() as files:
+            await files.put(str(server.identity), str(tmp_path / "copy"))
+        assert (tmp_path / "copy").read_bytes() == server.identity.read_bytes()
+
+
+async def test_http_calls(server: Sshd, tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def tolerant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await answer(reader, writer)
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+    async with service(tmp_path / "s", tolerant) as node, link(server, tmp_path) as up:
+        for transport, base in (
+            (up.http_transport_agent(str(node.path)), "http://agent"),
+            (up.http_transport_tcp(node.port), "http://engine"),
+            (up.http_transport_tcp(), f"http://{node.tcp}"),
+        ):
+            async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+                assert (await client.get("/x")).text == "ok"
+                assert (await client.get("/y")).text == "ok"
+        transport = up.http_transport_tcp(1)
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+            with pytest.raises(httpx.ConnectError, match="refused"):
+                await client.get("/")
+
+
+async def test_a_slow_reader_bounds_memory(server: Sshd, tmp_path: Path) -> None:
+    sent = 0
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        for _ in range(400):
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    async with service(tmp_path / "s", pour) as node, link(server, tmp_path) as up:
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        peer.transport.pause_reading()
+        last = -1
+        while sent != last:  # Until the sender stands still.
+            last = sent
+            await asyncio.sleep(0.5)
+        stalled, before = sent, len(peer.received)
+        assert stalled < 400 * 65536
+        await asyncio.sleep(0.2)
+        assert len(peer.received) == before
+        peer.transport.resume_reading()
+        await peer.until(400 * 65536)
+        assert await peer.end() is None
+        assert peer.eof
+
+
+async def test_a_slow_server_pauses_the_writer(server: Sshd, tmp_path: Path) -> None:
+    go = asyncio.Event()
+    total = 0
+
+    async def sip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal total
+        await go.wait()
+        while data := await reader.read(65536):
+            total += len(data)
+        writer.write(b"%d" % total)
+        writer.close()
+
+    async with service(tmp_path / "s", sip) as node, link(server, tmp_path) as up:
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        written = 0
+        while not peer.paused:
+            peer.transport.write(b"y" * 65536)
+            written += 65536
+            assert written < 64 * 2**20
+            await asyncio.sleep(0)
+        go.set()
+        await asyncio.wait_for(peer.resumed.wait(), TIMEOUT_S)
+        peer.transport.write_eof()
+        assert await peer.end() is None
+        assert int(peer.received) == written
+
+
+async def test_a_cancelled_dial_leaves_no_channel(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+        for _ in range(20):
+            dialling = asyncio.ensure_future(up.dial(node.tcp, Peer))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            dialling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await dialling
+        await until(lambda: up.channels == 0 and node.connections == 0)
