@@ -1,0 +1,276 @@
+"""The steps of provisioning, each safe to repeat: what is as it should be is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import httpx
+
+from olol_tui.fleet.agent_client import AgentClient
+from olol_tui.provision import facts as survey
+from olol_tui.provision import helper, upload
+from olol_tui.provision.archive import Archives
+from olol_tui.provision.errors import NodeTrouble, PlanRefused, ProvisionError
+from olol_tui.provision.facts import Facts
+from olol_tui.provision.plan import (
+    Plan,
+    Planned,
+    StepName,
+    Wanted,
+    archive_arch,
+    keeps_by_unit,
+    plan,
+    survival,
+)
+from olol_tui.provision.shell import Shell
+from olol_tui.ssh.text import clean
+from olol_tui.units import format_size
+
+State = Literal["waiting", "running", "done", "unchanged", "skipped", "failed", "cancelled"]
+
+SERVICE_TIMEOUT_S = 90.0
+UNPACK_TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One step as it stands."""
+
+    name: StepName
+    state: State = "waiting"
+    message: str = ""
+    hint: str = ""
+    took_s: float = 0.0
+    progress: float | None = None
+    """0 to 1 of an upload."""
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a step ended well."""
+
+    message: str
+    changed: bool = True
+    skipped: bool = False
+    hint: str = ""
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What one node should become."""
+
+    wanted: Wanted
+    agent: upload.Source
+    directory: str = ""
+    """As configured; empty: the usual one."""
+
+
+@dataclass
+class Work:
+    """What the steps of one run share."""
+
+    shell: Shell
+    wishes: Wishes
+    archives: Archives
+    progress: Callable[[str, float | None], None]
+    """Tells the running step's message and progress."""
+    transport: Callable[[str], httpx.AsyncBaseTransport] | None = None
+    """The road to the agent's socket; None: only through commands."""
+    facts: Facts | None = None
+    plan: Plan | None = None
+    socket: str = ""
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def known(self) -> Facts:
+        if self.facts is None:
+            raise AssertionError("facts come before every other step")
+        return self.facts
+
+    @property
+    def python(self) -> str:
+        python = self.known.python
+        if python is None:
+            raise AssertionError("the step `python` comes before those that need it")
+        return python.path
+
+    def planned(self, name: StepName) -> Planned:
+        """The plan of a step.
+
+        Raises:
+            PlanRefused: the facts rule it out.
+        """
+        if self.plan is None:
+            raise AssertionError("the plan is made with the facts")
+        step = self.plan[name]
+        if step.action == "refuse":
+            raise PlanRefused(step.text, hint=step.hint)
+        return step
+
+
+async def learn(work: Work) -> Outcome:
+    """Facts, and the plan that follows from them."""
+    facts = await survey.survey(work.shell, work.wishes.directory)
+    work.facts = facts
+    work.plan = plan(facts, work.wishes.wanted)
+    work.socket = facts.socket
+    what = [facts.os or facts.system, facts.arch]
+    if facts.gpus:
+        what.append(f"{len(facts.gpus)} × {facts.gpus[0]}")
+    if facts.driver:
+        what.append(f"driver {facts.driver}")
+    if facts.disk.free_bytes is not None:
+        what.append(f"{format_size(facts.disk.free_bytes)} free")
+    return Outcome(", ".join(what), changed=False, log=work.plan.notes)
+
+
+async def python(work: Work) -> Outcome:
+    return Outcome(work.planned("python").text, changed=False)
+
+
+async def agent(work: Work) -> Outcome:
+    step = work.planned("agent")
+    if step.action == "keep":
+        return Outcome(step.text, changed=False)
+    source = work.wishes.agent
+    try:
+        path, way = await _uploaded(work, "bin", source)
+    except NodeTrouble as error:
+        if error.kind != "damaged":
+            raise
+        work.log.append(error.message)
+        path, way = await _uploaded(work, "bin", source)
+    return Outcome(f"{format_size(source.size)} by {way}, checked", log=(path,))
+
+
+async def _uploaded(work: Work, folder: str, source: upload.Source) -> tuple[str, str]:
+    part, way = await _upload(work, folder, source)
+    ask = {"directory": work.wishes.directory, "part": part, "sha256": source.sha256}
+    done = await helper.call(work.shell, work.python, "place", "install_agent", ask)
+    if removed := done.get("removed"):
+        work.log.append(f"removed {len(removed)} old agents")
+    return str(done["path"]), way
+
+
+async def _upload(work: Work, folder: str, source: upload.Source) -> tuple[str, str]:
+    def progress(there: int, size: int) -> None:
+        text = f"{format_size(there)} of {format_size(size)}"
+        work.progress(text, there / size if size else None)
+
+    return await upload.upload(
+        work.shell,
+        work.python,
+        source,
+        directory=work.wishes.directory,
+        folder=folder,
+        progress=progress,
+    )
+
+
+async def engine(work: Work) -> Outcome:
+    step = work.planned("engine")
+    if step.action != "do":
+        return Outcome(step.text, changed=False, skipped=step.action == "skip", hint=step.hint)
+    wanted, facts = work.wishes.wanted, work.known
+    archive = await work.archives.get(
+        wanted.archive.replace("{arch}", archive_arch(facts)), work.progress
+    )
+    # Now that its size is known: is there room?
+    step = plan(facts, replace(wanted, archive_size=archive.source.size))["engine"]
+    if step.action == "refuse":
+        raise PlanRefused(step.text, hint=step.hint)
+    if archive.kind == "tar.zst" and "zstd" not in facts.tools:
+        archive = await work.archives.repacked(archive, work.progress)
+        work.log.append("packed anew with gzip: there is no zstd there")
+    part, way = await _upload(work, "engines", archive.source)
+    work.progress("unpacking", None)
+    ask = {
+        "directory": work.wishes.directory,
+        "part": part,
+        "sha256": archive.source.sha256,
+        "kind": archive.kind,
+        "id": archive.release[:16],
+    }
+    done = await helper.call(
+        work.shell, work.python, "place", "install_ollama", ask, timeout_s=UNPACK_TIMEOUT_S
+    )
+    size = format_size(archive.source.size)
+    return Outcome(
+        f"Ollama {clean(str(done['version']))} installed, {size} by {way}",
+        log=(clean(str(done["path"])),),
+    )
+
+
+async def service(work: Work) -> Outcome:
+    step = work.planned("service")
+    facts = work.known
+    record = facts.record
+    if step.action == "keep":
+        work.socket = str(record.get("socket", facts.socket))
+        lives = survival(
+            unit=str(record.get("unit", "")),
+            linger=facts.linger,
+            kill_user_processes=facts.kill_user_processes,
+        )
+        return Outcome(f"{step.text}; {lives}", changed=False)
+    wanted = work.wishes.wanted
+    ask: dict[str, Any] = {
+        "directory": work.wishes.directory,
+        "sha256": wanted.agent_sha256,
+        "version": wanted.agent_version,
+        "simulated": wanted.simulated,
+        "python": work.python,
+        "keep": "unit" if keeps_by_unit(facts) else "detached",
+    }
+    done = await helper.call(
+        work.shell, work.python, "service", "ensure", ask, timeout_s=SERVICE_TIMEOUT_S
+    )
+    work.socket = str(done["socket"])
+    hello = done.get("hello") or {}
+    unit = str(done["record"].get("unit", ""))
+    lives = survival(unit=unit, linger=bool(unit), kill_user_processes=facts.kill_user_processes)
+    return Outcome(
+        f"{clean(str(done['did']))}, pid {hello.get('pid')}; {lives}",
+        changed=done["did"] != "nothing",
+        log=tuple(clean(str(line)) for line in done["log"]),
+    )
+
+
+async def health(work: Work) -> Outcome:
+    """The agent answers by the road that the gateway takes, and knows its devices."""
+    if work.transport is None:
+        ask = {"directory": work.wishes.directory}
+        done = await helper.call(work.shell, work.python, "survey", "survey", ask)
+        found = done.get("agent") or {}
+        if found.get("sha256") is None:
+            raise ProvisionError(f"the agent does not answer: {clean(str(found.get('error')))}")
+        return Outcome(f"agent {clean(str(found['version']))} answers", changed=False)
+    async with AgentClient(work.transport(work.socket), "node") as client:
+        hello = await client.hello()
+        if hello.machine_id != work.known.machine_id:
+            raise ProvisionError(
+                "the agent that answers is another machine's: "
+                f"{clean(hello.hostname)} ({clean(hello.machine_id)})",
+                hint="Does a forward or a proxy stand between? Look at ~/.ssh/config.",
+            )
+        inventory = await client.inventory()
+    devices = ", ".join(clean(device.name) for device in inventory.devices[:8]) or "no device"
+    return Outcome(
+        f"agent {clean(hello.version)} answers: {devices}",
+        changed=False,
+        log=tuple(clean(error) for error in inventory.errors),
+    )
+
+
+STEP_WORK: dict[StepName, Callable[[Work], Awaitable[Outcome]]] = {
+    "facts": learn,
+    "python": python,
+    "agent": agent,
+    "engine": engine,
+    "service": service,
+    "health": health,
+}

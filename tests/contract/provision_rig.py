@@ -1,0 +1,59 @@
+"""Jobs for provisioning a test host, with what a console would bring."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from olol_tui import agent_zip
+from olol_tui.agent import PROTOCOL, __version__
+from olol_tui.provision.plan import Wanted
+from olol_tui.provision.runner import Job, Opener
+from olol_tui.provision.steps import StepResult, Wishes
+from olol_tui.provision.upload import Source
+
+SIMULATED = {"gpus": 2, "vram_bytes": 24 * 2**30, "name": "SIM 24G"}
+
+
+def agent_file(folder: Path) -> Source:
+    """The agent that this source tree builds."""
+    data = agent_zip.build()
+    digest = hashlib.sha256(data).hexdigest()
+    path = folder / f"{digest}.pyz"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return Source(path, digest, len(data))
+
+
+def wishes(agent: Source, *, directory: str = "", **wanted: Any) -> Wishes:
+    wanted.setdefault("simulated", SIMULATED)
+    return Wishes(
+        Wanted(
+            agent_sha256=agent.sha256,
+            agent_size=agent.size,
+            agent_version=__version__,
+            protocol=PROTOCOL,
+            **wanted,
+        ),
+        agent,
+        directory,
+    )
+
+
+def job(opener: Opener, what: Wishes, node: str = "h1") -> Job:
+    return Job(node, f"{node} in a test", opener, what)
+
+
+class Told:
+    """Every step as it was told."""
+
+    def __init__(self, react: Callable[[StepResult], None] | None = None) -> None:
+        self.steps: list[StepResult] = []
+        self._react = react
+
+    def __call__(self, node: str, step: StepResult) -> None:
+        self.steps.append(step)
+        if self._react is not None:
+            self._react(step)
