@@ -11,8 +11,6 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from textual.app import App, ComposeResult
@@ -25,7 +23,8 @@ from olol_tui.console import windows
 from olol_tui.console.canvas import Canvas
 from olol_tui.console.chores import Chores
 from olol_tui.console.dialogs.base import Dialog
-from olol_tui.console.driver import HUNG_UP, LossyDriver
+from olol_tui.console.driver import HUNG_UP, LossyDriver, process_as_found
+from olol_tui.console.options import ConsoleOptions
 from olol_tui.console.painter import Painter
 from olol_tui.console.themes import ConsoleTheme, load_themes
 from olol_tui.console.views.base import View
@@ -41,6 +40,8 @@ from olol_tui.render.history import FleetHistory
 from olol_tui.render.scene import Scene, make_scene
 from olol_tui.render.text import clean
 
+__all__ = ["ConsoleOptions", "OlolApp", "Outcome", "run_console"]
+
 log = logging.getLogger(__name__)
 
 Outcome = Literal["quit", "keep-serving", "crashed"]
@@ -50,20 +51,6 @@ VIEWS: tuple[type[View], ...] = (FleetView, RequestsView, NodesView, LogsView)
 
 SLOW_HZ = 1.0
 """Frames a second while the terminal has no focus."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConsoleOptions:
-    """How the console runs."""
-
-    read_only: bool = False
-    mouse: bool = True
-    theme: str | None = None
-    user_themes: Path | None = None
-    refresh_hz: float = 2.0
-    """Frames a second without keys pressed; 0 draws only when asked (tests)."""
-    headless: bool = False
-    """No terminal (tests)."""
 
 
 def _bindings() -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
@@ -81,6 +68,7 @@ class OlolApp(App[str], inherit_bindings=False):
     ENABLE_COMMAND_PALETTE = False
     ALLOW_SELECT = False
     CSS = """
+    ToastRack { margin-bottom: 2; }
     Toast { max-width: 72; }
     """
 
@@ -386,9 +374,10 @@ async def run_console(link: Link, options: ConsoleOptions) -> Outcome:
     result: str | None = None
     crash: Exception | None = None
     try:
-        app = OlolApp(link, options)
-        result = await app.run_async(mouse=options.mouse, headless=options.headless)
-        crash = app.crash
+        with process_as_found():
+            app = OlolApp(link, options)
+            result = await app.run_async(mouse=options.mouse, headless=options.headless)
+            crash = app.crash
     except Exception as error:  # noqa: BLE001 - the gateway must outlive any fault of the interface
         crash = error
     task = asyncio.current_task()

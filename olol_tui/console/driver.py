@@ -7,10 +7,18 @@ dropped instead, and the screen is drawn anew when the terminal reads again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import queue
 import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
+from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
 
 HUNG_UP = "hang-up"
@@ -20,12 +28,51 @@ GIVE_UP_S = 1.0
 """How long leaving waits for a terminal that does not read."""
 
 
+_SIGNALS = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
+"""Handlers that Textual sets and does not take back."""
+
+
+@contextlib.contextmanager
+def process_as_found() -> Iterator[None]:
+    """Give back what Textual changes in the process, for whatever goes on after the console.
+
+    Signal handlers of a driver that is closed, the loop's task factory (Python 3.12 on),
+    and the objects of the interface that `gc.freeze` keeps.
+    """
+    loop = asyncio.get_running_loop()
+    factory = loop.get_task_factory()
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS} if in_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        loop.set_task_factory(factory)
+        gc.unfreeze()
+
+
 class LossyDriver(LinuxDriver):
     """LinuxDriver that drops frames while the terminal does not read."""
 
     _lossy = False
     dropped = 0
     """Writes thrown away so far."""
+
+    def __init__(
+        self,
+        app: App[Any],
+        *,
+        debug: bool = False,
+        mouse: bool = True,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(app, debug=debug, mouse=mouse, size=size)
+        # Textual draws on stderr; where that is a log file, the terminal is stdout.
+        out = sys.__stdout__
+        if out is not None and out.isatty() and not (self._file and self._file.isatty()):
+            self._file = out
 
     def _queue(self) -> queue.Queue[str | None]:
         assert self._writer_thread is not None, "driver must be in application mode"

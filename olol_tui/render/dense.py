@@ -9,7 +9,7 @@ from olol_tui.render.history import DeviceHistory
 from olol_tui.render.line import Frame, Hit, Line, Row
 from olol_tui.render.palette import Palettes
 from olol_tui.render.panes import value_style
-from olol_tui.render.text import age, cells, celsius, percent, size, watts
+from olol_tui.render.text import age, cells, celsius, percent, short_model, size, watts
 from olol_tui.render.tiles import GLYPHS, Resident, Tile, TileKey
 
 
@@ -52,10 +52,11 @@ def header(columns: Columns, width: int, palettes: Palettes) -> Line:
 
 
 def _resident_words(resident: Resident) -> str:
+    name = short_model(resident.name)
     if resident.loading:
         progress = resident.progress
-        return f"▒{'' if progress is None else percent(100 * progress)} {resident.name}"
-    return f"{resident.name} P" if resident.pinned else resident.name
+        return f"▒{'' if progress is None else percent(100 * progress)} {name}"
+    return f"{name} P" if resident.pinned else name
 
 
 def draw_row(

@@ -11,7 +11,17 @@ from olol_tui.render.charts import bar, graph, spark
 from olol_tui.render.history import DeviceHistory, Ring
 from olol_tui.render.line import Frame, Hit, Line, Row, beside
 from olol_tui.render.palette import Palette, Palettes
-from olol_tui.render.text import age, cells, celsius, fit, percent, size, size_pair, watts
+from olol_tui.render.text import (
+    age,
+    cells,
+    celsius,
+    fit,
+    percent,
+    short_model,
+    size,
+    size_pair,
+    watts,
+)
 from olol_tui.render.tiles import GLYPHS, Resident, Tile, TileKey
 
 MIN_WIDTH = 26
@@ -143,8 +153,9 @@ def resident_row(resident: Resident, width: int, palette: Palette) -> Line:
     if resident.loading:
         progress = resident.progress
         tail = "loading" if progress is None else f"{percent(100 * progress)}"
-        name_width = min(cells(resident.name) + 1, max(6, width - 16))
-        row.put("▒ ", palette.loading).put(resident.name, palette.base, name_width).gap()
+        name = short_model(resident.name)
+        name_width = min(cells(name) + 1, max(6, width - 16))
+        row.put("▒ ", palette.loading).put(name, palette.base, name_width).gap()
         bar_width = max(0, row.left - cells(tail) - 2)
         if progress is not None and bar_width >= 4:
             full, empty = bar(progress, bar_width)
@@ -152,7 +163,8 @@ def resident_row(resident: Resident, width: int, palette: Palette) -> Line:
         return row.right(tail, palette.loading, margin=1).end()
     held = size(resident.vram_bytes or resident.size_bytes or None)
     mark = " P" if resident.pinned else ""
-    name = fit(resident.name, min(cells(resident.name), max(4, width - 4 - len(held) - len(mark))))
+    name = short_model(resident.name)
+    name = fit(name, min(cells(name), max(4, width - 4 - len(held) - len(mark))))
     row.put("  ").put(name, palette.base).put(mark, palette.pinned)
     if resident.spilled:
         row.put(" cpu", palette.warn)
@@ -197,12 +209,15 @@ def draw_pane(
     height: int,
     palettes: Palettes,
     *,
+    content: int,
     cursor: bool,
     target: bool = False,
 ) -> list[Line]:
     """One pane, `width` x `height` with its frame.
 
     Args:
+        content: rows to keep for models and faults, alike in all panes so that their
+            figures stand side by side; what is left makes the graph taller.
         cursor: it has the cursor: its frame is lit.
         target: it is where a model is being moved: its frame says so.
     """
@@ -212,9 +227,8 @@ def draw_pane(
     inner = width - 2
     lines = [_top(tile, width, lit, frame, cursor=cursor)]
     space = height - 2
-    # Two rows at least are kept for models and faults; metrics give way in small panes.
     metrics = _metric_rows(tile, history, inner, 4 if space >= 6 else 3, palette)
-    tall = space - len(metrics) - max(2, min(3, len(tile.residents) + bool(tile.note)))
+    tall = space - len(metrics) - content
     if metrics and tall > 0:
         metrics[:1] = _tall_graph(tile, history, inner, 1 + min(3, tall), palette)
     body = metrics[:space] + _content_rows(tile, inner, max(0, space - len(metrics)), palette)
@@ -277,6 +291,10 @@ def short_name(tile: Tile) -> str:
     return name.strip()
 
 
+def _content_wanted(tile: Tile) -> int:
+    return len(tile.residents) + bool(tile.note) + bool(tile.log)
+
+
 def draw_panes(
     tiles: tuple[Tile, ...],
     grid: Grid,
@@ -290,6 +308,7 @@ def draw_panes(
 ) -> Frame:
     """The visible rows of a grid of panes."""
     frame = Frame()
+    content = max(2, min(4, max(_content_wanted(tile) for tile in tiles)))
     for row in range(first_row, min(grid.rows, first_row + grid.visible_rows)):
         start = row * grid.columns
         parts: list[tuple[list[Line], int]] = []
@@ -310,6 +329,7 @@ def draw_panes(
                         pane_width,
                         grid.height,
                         palettes,
+                        content=content,
                         cursor=tile.key == cursor,
                         target=tile.key == target,
                     ),

@@ -11,7 +11,7 @@ from olol_tui.render.charts import spark
 from olol_tui.render.history import FleetHistory
 from olol_tui.render.line import Line, Row, beside
 from olol_tui.render.palette import Palette, Palettes
-from olol_tui.render.text import age, cells, clean, percent, rate, seconds
+from olol_tui.render.text import age, cells, clean, percent, rate, seconds, short_model
 from olol_tui.render.tiles import Tile, engine_fault
 
 WIDE = 100
@@ -119,7 +119,9 @@ def _model_row(
     name_width: int,
     palette: Palette,
 ) -> Line:
-    row = Row(width, palette.base).gap(2).put(load.model, palette.base, name_width).gap()
+    row = (
+        Row(width, palette.base).gap(2).put(short_model(load.model), palette.base, name_width).gap()
+    )
     name = canonical(load.model)
     on_its_way = load.loading or name in loading
     replicas = "▒" if on_its_way and not load.replicas else str(load.replicas)
@@ -198,7 +200,7 @@ def draw_summary(
         return []
     alerts_title = f"Alerts {len(found)}" if found else "Alerts"
     if width >= WIDE:
-        left = width * 45 // 100
+        left = width * 42 // 100
         right = width - left - 1
         head = [
             *_titled_rule(left, alerts_title, palette).end(),

@@ -86,7 +86,7 @@ def size(count_bytes: float | None) -> str:
 
 
 def size_pair(used_bytes: float | None, total_bytes: float | None) -> str:
-    """`18.2/24.0G`, `99/141G`, `3.2/5.1T`: both in the unit of the total."""
+    """`18.2/24G`, `99/141G`, `3.2/5.1T`: both in the unit of the total."""
     if total_bytes is None or used_bytes is None:
         return size(used_bytes)
     unit, scale = next(
@@ -94,7 +94,8 @@ def size_pair(used_bytes: float | None, total_bytes: float | None) -> str:
     )
     used, total = used_bytes / scale, total_bytes / scale
     digits = 0 if total >= 99.5 or unit == "M" else 1
-    return f"{used:.{digits}f}/{total:.{digits}f}{unit}"
+    whole = f"{total:.{digits}f}".removesuffix(".0")
+    return f"{used:.{digits}f}/{whole}{unit}"
 
 
 def percent(value: float | None) -> str:
@@ -155,6 +156,11 @@ def rate(per_s: float | None) -> str:
     if per_s < 99.95:
         return f"{per_s:.1f}"
     return f"{per_s:.0f}" if per_s < 9999.5 else f"{per_s / 1000:.1f}k"
+
+
+def short_model(name: str) -> str:
+    """A model's name for a narrow column: without the tag that says nothing."""
+    return name.removesuffix(":latest")
 
 
 def count(number: int, noun: str) -> str:

@@ -143,7 +143,8 @@ def residents_of(
             found.extend(
                 _on_its_way(x, engine, pinned(x.name)) for x in engine.loading if x.name not in held
             )
-    return tuple(found)
+    # By name, not by last use: rows that trade places cannot be read.
+    return tuple(sorted(found, key=lambda r: (r.loading, not r.pinned, r.name)))
 
 
 def engine_fault(engine: Engine) -> str:

@@ -7,8 +7,10 @@ it as JSON: {"outcome", "worst_late_s", "beats"}.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -46,7 +48,12 @@ async def main(what: str, result_file: Path) -> None:
     if what == "crash":
         FleetView.do_cycle_view = explode  # type: ignore[method-assign,assignment]
     tasks = [asyncio.create_task(publish()), asyncio.create_task(beat())]
+    signals = [signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH]
+    handlers = [signal.getsignal(number) for number in signals]
     outcome = await run_console(link, ConsoleOptions(refresh_hz=20))
+    assert [signal.getsignal(number) for number in signals] == handlers
+    assert asyncio.get_running_loop().get_task_factory() is None
+    assert gc.get_freeze_count() == 0
     before = len(late)
     await asyncio.sleep(0.5)
     for task in tasks:

@@ -80,11 +80,16 @@ def test_size_stays_narrow(count_bytes: float) -> None:
 
 
 def test_pairs_share_the_unit_of_the_total() -> None:
-    assert t.size_pair(18.2 * GIB, 24 * GIB) == "18.2/24.0G"
+    assert t.size_pair(18.2 * GIB, 24 * GIB) == "18.2/24G"
     assert t.size_pair(99 * GIB, 141 * GIB) == "99/141G"
     assert t.size_pair(3.2 * 1024 * GIB, 5.1 * 1024 * GIB) == "3.2/5.1T"
     assert t.size_pair(100 * 2**20, 512 * 2**20) == "100/512M"
     assert t.size_pair(None, GIB) == "-"
+
+
+def test_only_the_tag_that_says_nothing_goes() -> None:
+    assert t.short_model("nomic-embed-text:latest") == "nomic-embed-text"
+    assert t.short_model("qwen3:8b") == "qwen3:8b"
 
 
 def test_what_is_missing_is_never_zero() -> None:
