@@ -12,6 +12,7 @@ from typing import Any, AsyncIterator, Callable
 from . import PROTOCOL, __version__, foreign, inventory, logs, proc, store
 from .devices import DeviceSource
 from .errors import BadRequest, NotFound
+from .lease import HEADER, Controller, Lease
 from .records import State
 from .server import Request, Router
 from .spec import parse_specs
@@ -31,12 +32,14 @@ class Api:
         supervisor: Supervisor,
         telemetry: Telemetry,
         facts: Facts,
+        lease: Lease,
         stop: Callable[[bool], None],
     ) -> None:
         self._state = state
         self._supervisor = supervisor
         self._telemetry = telemetry
         self._facts = facts
+        self._lease = lease
         self._stop = stop
 
     def router(self) -> Router:
@@ -51,6 +54,8 @@ class Api:
         router.add("GET", "/v1/engines/{identity}/logs", self._engine_logs)
         router.add("GET", "/v1/logs", self._agent_logs)
         router.add("GET", "/v1/telemetry/stream", self._stream)
+        router.add("POST", "/v1/claim", self._claim)
+        router.add("POST", "/v1/release", self._release)
         router.add("POST", "/v1/shutdown", self._shutdown)
         return router
 
@@ -65,6 +70,7 @@ class Api:
             "hostname": socket.gethostname(),
             "python": sys.version.split()[0],
             "started_wall": self._facts.started_wall,
+            "controller": self._lease.shown(),
         }
 
     async def _inventory(self, _request: Request) -> dict[str, Any]:
@@ -93,10 +99,12 @@ class Api:
         generation = data.get("generation")
         if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
             raise BadRequest("generation: expected a whole number")
+        self._lease.claim(_controller(request))
         self._supervisor.put(generation, parse_specs(data.get("engines")))
         return {"generation": generation}
 
-    async def _restart(self, _request: Request, identity: str) -> dict[str, Any]:
+    async def _restart(self, request: Request, identity: str) -> dict[str, Any]:
+        self._lease.check(_controller(request))
         self._supervisor.restart(identity)
         return {}
 
@@ -127,7 +135,21 @@ class Api:
         engines = request.json().get("engines", "keep")
         if engines not in ("keep", "stop"):
             raise BadRequest(f"engines: expected keep or stop, got {engines!r}")
+        who = _controller(request)
+        if who is not None:
+            # Without a name it is somebody on this machine who means it.
+            self._lease.check(who)
+        if engines == "stop":
+            self._lease.release(who)
         self._stop(engines == "stop")
+        return {}
+
+    async def _claim(self, request: Request) -> dict[str, Any]:
+        self._lease.claim(_controller(request))
+        return {"controller": self._lease.shown()}
+
+    async def _release(self, request: Request) -> dict[str, Any]:
+        self._lease.release(_controller(request))
         return {}
 
 
@@ -159,6 +181,10 @@ class Facts:
 
     def foreign_urls(self) -> list[str]:
         return [str(item["url"]) for item in self.foreign]
+
+
+def _controller(request: Request) -> Controller | None:
+    return Controller.parse(request.headers.get(HEADER, ""))
 
 
 async def _as_lines(source: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:

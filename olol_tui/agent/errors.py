@@ -45,6 +45,22 @@ class Conflict(AgentError):
     title = "Not in this state"
 
 
+class Held(Conflict):
+    """Another controller manages the engines here."""
+
+    title = "Managed by somebody else"
+
+    def __init__(self, message: str, hint: str, name: str, since_wall: float) -> None:
+        super().__init__(message, hint)
+        self.name = name
+        self.since_wall = since_wall
+
+    def body(self) -> dict[str, Any]:
+        body = super().body()
+        body["held_by"] = {"name": self.name, "since_wall": self.since_wall}
+        return body
+
+
 class StartError(AgentError):
     """The agent itself cannot start: socket, state directory, another agent."""
 

@@ -18,6 +18,7 @@ from . import __version__, proc
 from .api import Api, Facts
 from .devices import open_devices
 from .errors import AgentError, BadRequest, StartError
+from .lease import Lease
 from .records import State
 from .sampler import Sampler
 from .server import Server
@@ -90,9 +91,12 @@ async def _serve(options: argparse.Namespace, policy: Policy, state: State) -> i
     archive = image()
     facts = Facts(source, sampler.errors, _sha256(archive) if archive else "", simulated=simulated)
     # Late binding: telemetry asks the supervisor, which tells telemetry of changes.
-    telemetry = Telemetry(sampler.latest, lambda: _engines(supervisor), facts.foreign_urls)
+    telemetry = Telemetry(
+        sampler.latest, lambda: _engines(supervisor), facts.foreign_urls, lambda: lease.shown()
+    )
+    lease = Lease(state.path / "controller.json", telemetry.changed)
     supervisor = Supervisor(state, policy, source, self_argv(), telemetry.changed)
-    server = Server(options.socket, Api(state, supervisor, telemetry, facts, stop).router())
+    server = Server(options.socket, Api(state, supervisor, telemetry, facts, lease, stop).router())
     watcher: asyncio.Task[None] | None = None
     stop_engines = False
     try:

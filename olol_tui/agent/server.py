@@ -37,9 +37,13 @@ IDLE_S = 120.0
 class Request:
     """One call, decoded."""
 
-    def __init__(self, method: str, target: str, body: bytes) -> None:
+    def __init__(
+        self, method: str, target: str, body: bytes, headers: dict[str, str] | None = None
+    ) -> None:
         path, _, query = target.partition("?")
         self.method = method
+        self.headers = headers or {}
+        """By lower-case name."""
         self.path = path
         self.query = {name: values[-1] for name, values in parse_qs(query).items()}
         self._body = body
@@ -254,7 +258,10 @@ class _Exchange:
         if not isinstance(head, h11.Request):
             return None
         body = await asyncio.wait_for(self._body(head), BODY_DEADLINE_S)
-        return Request(head.method.decode("ascii"), head.target.decode("ascii"), body)
+        headers = {
+            name.decode("ascii"): value.decode("utf-8", "replace") for name, value in head.headers
+        }
+        return Request(head.method.decode("ascii"), head.target.decode("ascii"), body, headers)
 
     async def _event(self) -> Any:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,6 +14,7 @@ KINDS = ("ollama", "llama-server", "embedded", "simulated")
 RUNNERS = ("llama-server", "embedded")
 """Kinds whose process serves exactly one model."""
 
+LOOPBACK = "127.0.0.1"
 _MAX_ID_CHARS = 200
 
 
@@ -42,11 +44,21 @@ class Spec:
     args: tuple[str, ...] = ()
     model: ModelRef | None = None
     simulated: dict[str, Any] = field(default_factory=dict)
+    listen: str = ""
+    """Address to listen on instead of 127.0.0.1, for nodes that are reached without SSH."""
+
+    @property
+    def bind(self) -> str:
+        return self.listen or LOOPBACK
 
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["devices"] = list(self.devices)
         plain["args"] = list(self.args)
+        if not self.listen:
+            # A field that older agents do not know must not change the digest: an upgrade
+            # would restart every engine.
+            del plain["listen"]
         if self.model is None:
             del plain["model"]
         else:
@@ -152,6 +164,7 @@ def parse_spec(given: Any, where: str) -> Spec:
         args=tuple(_texts(given, "args", where)),
         model=model,
         simulated=_object(given, "simulated", where),
+        listen=_address(given, "listen", where),
     )
 
 
@@ -165,6 +178,16 @@ def _text(given: dict[str, Any], name: str, where: str, default: str) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise BadRequest(f"{where}.{name}: expected a string, got {_kind_of(value)}")
     return value
+
+
+def _address(given: dict[str, Any], name: str, where: str) -> str:
+    text = _text(given, name, where, "")
+    if text:
+        try:
+            socket.inet_aton(text)
+        except OSError as error:
+            raise BadRequest(f"{where}.{name}: expected an IPv4 address, got {text!r}") from error
+    return text
 
 
 def _texts(given: dict[str, Any], name: str, where: str) -> list[str]:

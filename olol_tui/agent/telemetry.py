@@ -18,10 +18,12 @@ class Telemetry:
         latest: Callable[[], dict[str, Any]],
         engines: Callable[[], tuple[int, list[dict[str, Any]]]],
         foreign: Callable[[], list[str]],
+        holder: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         self._latest = latest
         self._engines = engines
         self._foreign = foreign
+        self._holder = holder
         self._listeners: set[asyncio.Event] = set()
 
     def changed(self) -> None:
@@ -60,6 +62,7 @@ class Telemetry:
             "devices": sample.get("devices", []),
             "engines": engines,
             "foreign": self._foreign(),
+            "controller": self._holder(),
         }
         for name in ("cpu_percent", "memory_bytes", "memory_used_bytes"):
             if sample.get(name) is not None:

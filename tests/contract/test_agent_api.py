@@ -249,3 +249,29 @@ def test_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
 def test_the_agent_tells_its_own_log(node: Agent) -> None:
     lines = [json.loads(x)["line"] for x in node.http.get("/v1/logs?tail=5").text.splitlines()]
     assert any("serves" in line for line in lines)
+
+
+def test_one_controller_at_a_time(tmp_path: Path) -> None:
+    """Two consoles must not start and stop each other's engines."""
+    ops = {"X-Olol-Controller": "ops-console-1 ops@laptop"}
+    eve = {"X-Olol-Controller": "eve-console-2 eve@desk"}
+    wanted = {"generation": 1, "engines": []}
+    with agent(tmp_path) as node:
+        claim = node.http.post("/v1/claim", headers=ops).json()
+        assert claim["controller"]["name"] == "ops@laptop"
+        assert node.http.get("/v1/hello").json()["controller"]["name"] == "ops@laptop"
+        for headers in (eve, {}):
+            refused = node.http.put("/v1/engines", json=wanted, headers=headers)
+            assert refused.status_code == 409
+            assert refused.json()["held_by"]["name"] == "ops@laptop"
+            assert "managed by ops@laptop since" in refused.json()["error"]["message"]
+        assert node.http.post("/v1/shutdown", headers=eve).status_code == 409
+        assert node.http.post("/v1/engines/n%2Fx/restart", headers=eve).status_code == 409
+        assert node.http.put("/v1/engines", json=wanted, headers=ops).status_code == 200
+        node.kill()
+        node.start()
+        assert node.http.post("/v1/claim", headers=eve).status_code == 409
+        node.http.post("/v1/release", headers=ops)
+        assert node.http.post("/v1/claim", headers=eve).status_code == 200
+        nonsense = {"X-Olol-Controller": "?"}
+        assert node.http.post("/v1/claim", headers=nonsense).status_code == 400

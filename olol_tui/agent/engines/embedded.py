@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import AgentError, EngineError
 from ..gguf import read_header
-from ..spec import Spec
+from ..spec import LOOPBACK, Spec
 from ..templates import jinja
 from .base import Context, EngineKind, Launch, health, model_file
 from .llama_server import is_embedding, runner_loaded
@@ -39,6 +39,7 @@ class Embedded(EngineKind):
             )
         path = model_file(spec)
         argv = [*context.self_argv, "embedded", "--model", str(path), "--port", str(port)]
+        argv += ["--host", spec.bind] if spec.listen else []
         argv += ["--ctx", str(spec.num_ctx), "--slots", str(spec.slots)]
         argv += ["--threads", str(max(1, context.cpus))]
         template = jinja(spec.model.chat_template) if spec.model else ""
@@ -67,10 +68,11 @@ def installed_version() -> str | None:
 
 
 def main(argv: list[str]) -> int:
-    """Serve one GGUF on 127.0.0.1 until SIGTERM."""
+    """Serve one GGUF until SIGTERM."""
     parser = argparse.ArgumentParser(prog="agent embedded", description=main.__doc__)
     parser.add_argument("--model", required=True, help="path of the GGUF file")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default=LOOPBACK)
     parser.add_argument("--ctx", type=int, default=4096, help="context of one slot, tokens")
     parser.add_argument("--slots", type=int, default=1, help="requests at once")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
@@ -99,7 +101,7 @@ def _serve(options: argparse.Namespace) -> Any:
     cores = len(os.sched_getaffinity(0))
     params = xllamacpp.CommonParams()
     params.model.path = options.model
-    params.hostnames = ["127.0.0.1"]
+    params.hostnames = [options.host]
     params.port = options.port
     params.n_parallel = options.slots
     params.n_ctx = options.ctx * options.slots

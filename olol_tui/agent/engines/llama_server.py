@@ -38,7 +38,7 @@ class LlamaServer(EngineKind):
         env = {k: v for k, v in env.items() if not k.startswith("LLAMA_ARG_")}
         env.update(spec.env)
         on_gpu = context.vendors(spec) & {"nvidia", "amd"}
-        argv = [program, "--host", "127.0.0.1", "--port", str(port), "-m", str(path)]
+        argv = [program, "--host", spec.bind, "--port", str(port), "-m", str(path)]
         argv += ["-c", str(spec.num_ctx * spec.slots), "-np", str(spec.slots)]
         argv += ["--no-webui", "--jinja", "-ngl", _ALL_LAYERS if on_gpu else "0"]
         if not on_gpu:

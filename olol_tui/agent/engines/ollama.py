@@ -21,7 +21,7 @@ class Ollama(EngineKind):
         program = find_program("ollama", spec.binary, context.environ)
         env = device_env(spec, context, hide_vulkan=True)
         env.update(
-            OLLAMA_HOST=f"127.0.0.1:{port}",
+            OLLAMA_HOST=f"{spec.bind}:{port}",
             OLLAMA_NO_CLOUD="1",
             # Left alone, Ollama derives it from VRAM: engines of one fleet would differ.
             OLLAMA_CONTEXT_LENGTH=str(spec.num_ctx),

@@ -35,6 +35,7 @@ class Simulated(EngineKind):
             spec.id,
             "--config",
             json.dumps(config, sort_keys=True),
+            *(("--host", spec.bind) if spec.listen else ()),
             *spec.args,
         )
         return Launch(argv, {**context.environ, **spec.env})

@@ -11,7 +11,7 @@ from typing import Any
 from .server import SimServer
 from .settings import Settings
 
-_USAGE = "usage: sim-engine --port PORT --id ID --config JSON"
+_USAGE = "usage: sim-engine --port PORT --id ID --config JSON [--host ADDRESS]"
 
 
 class UsageError(Exception):
@@ -26,8 +26,8 @@ def run(argv: list[str]) -> int:
         command line or configuration.
     """
     try:
-        port, engine_id, settings = _options(argv)
-        return asyncio.run(_serve(port, engine_id, settings))
+        host, port, engine_id, settings = _options(argv)
+        return asyncio.run(_serve(host, port, engine_id, settings))
     except (UsageError, ValueError) as error:
         print(f"sim-engine: {error}\n{_USAGE}", file=sys.stderr)
         return 2
@@ -36,8 +36,8 @@ def run(argv: list[str]) -> int:
         return 1
 
 
-def _options(argv: list[str]) -> tuple[int, str, Settings]:
-    values = {"--port": "0", "--id": "sim", "--config": "{}"}
+def _options(argv: list[str]) -> tuple[str, int, str, Settings]:
+    values = {"--host": "127.0.0.1", "--port": "0", "--id": "sim", "--config": "{}"}
     rest = list(argv)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
@@ -55,7 +55,7 @@ def _options(argv: list[str]) -> tuple[int, str, Settings]:
         raise UsageError(f"--port takes a number and --config JSON: {error}") from error
     if not isinstance(config, dict) or not 0 <= port <= 65535:
         raise UsageError("--config takes a JSON object and --port 0..65535")
-    return port, values["--id"], Settings(_known(config))
+    return values["--host"], port, values["--id"], Settings(_known(config))
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +65,10 @@ def _known(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-async def _serve(port: int, engine_id: str, settings: Settings) -> int:
+async def _serve(host: str, port: int, engine_id: str, settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     server = SimServer(engine_id, settings)
-    listener = await loop.create_server(server.protocol, "127.0.0.1", port, backlog=1024)
+    listener = await loop.create_server(server.protocol, host, port, backlog=1024)
     stopped: asyncio.Future[int | None] = loop.create_future()
 
     def stop(number: int) -> None:
@@ -78,10 +78,10 @@ async def _serve(port: int, engine_id: str, settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     bound = listener.sockets[0].getsockname()[1] if listener.sockets else port
-    print(f"Listening on 127.0.0.1:{bound}", flush=True)
+    print(f"Listening on {host}:{bound}", flush=True)
     server.log(
         f"simulated engine: vram_bytes={settings.vram_bytes} slots={settings.slots} "
-        f"num_ctx={settings.num_ctx} models={len(server.models)}"
+        f"num_ctx={settings.num_ctx} models={len(server.shelf)}"
     )
     await stopped
     listener.close()  # running requests end with their connections, as in Ollama

@@ -10,7 +10,7 @@ import pytest
 
 from olol_tui.agent.engines import Context, Launch, kind_of
 from olol_tui.agent.engines.ollama import _expiry
-from olol_tui.agent.errors import EngineError
+from olol_tui.agent.errors import BadRequest, EngineError
 from olol_tui.agent.spec import Policy, parse_spec
 from olol_tui.agent.templates import jinja
 from tests.contract.gguf_files import write_gguf
@@ -53,6 +53,22 @@ def test_an_ollama_sees_its_own_card_and_no_other(tools: Path) -> None:
     assert env["CUDA_VISIBLE_DEVICES"] == "-1"
     env = launch(tools, kind="ollama", devices=["cpu"]).env
     assert env["CUDA_VISIBLE_DEVICES"] == env["ROCR_VISIBLE_DEVICES"] == "-1"
+
+
+def test_an_engine_listens_on_loopback_unless_told(tools: Path) -> None:
+    assert launch(tools, kind="ollama", devices=["cpu"]).env["OLLAMA_HOST"] == "127.0.0.1:9999"
+    open_one = launch(tools, kind="ollama", devices=["cpu"], listen="0.0.0.0")
+    assert open_one.env["OLLAMA_HOST"] == "0.0.0.0:9999"
+    argv = launch(tools, kind="simulated", devices=["SIM-1"], listen="0.0.0.0").argv
+    assert argv[argv.index("--host") + 1] == "0.0.0.0"
+    with pytest.raises(BadRequest, match=r"listen: expected an IPv4 address"):
+        parse_spec({"id": "n/e", "kind": "ollama", "listen": "all; rm"}, "spec")
+
+
+def test_the_digest_of_a_spec_does_not_change_with_the_agent() -> None:
+    """Else an upgrade of the agent would restart every engine."""
+    spec = parse_spec({"id": "n1/ollama-gpu0", "kind": "ollama", "devices": ["GPU-1"]}, "spec")
+    assert spec.digest.startswith("710c553fa62c5615")
 
 
 def test_what_the_shell_selected_does_not_reach_an_engine(tools: Path) -> None:
