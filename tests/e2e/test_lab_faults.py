@@ -200,6 +200,15 @@ def test_a_frozen_host_acknowledges_and_does_nothing(lab: Lab, cgroups: bool) ->
         host.record.cgroup = group
 
 
+def test_a_host_that_is_cut_off_can_lose_its_power(lab: Lab) -> None:
+    host = lab.hosts["h1"]
+    for how in ("link", "rst"):
+        host.cut(how)
+        host.kill()
+        host.boot()
+        assert greets(host), how
+
+
 def test_a_frozen_host_can_lose_its_power(lab: Lab) -> None:
     host = lab.hosts["h1"]
     host.freeze()

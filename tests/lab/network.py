@@ -128,7 +128,8 @@ def _neighbours(lab: LabRecord, host: HostRecord) -> list[str]:
 
 def blackhole(host: HostRecord) -> None:
     """Makes the host silent at once, before it is killed."""
-    _set_port(host, PORT_DISABLED)
+    if host.cut != "link":
+        _set_port(host, PORT_DISABLED)
 
 
 def apply(lab: LabRecord, host: HostRecord) -> None:
@@ -154,13 +155,12 @@ def apply(lab: LabRecord, host: HostRecord) -> None:
 
 def _set_port(host: HostRecord, state: int) -> None:
     name = host.wire_port if host.wire_spec else host.port
-    if state == PORT_DISABLED:
-        # News of the carrier that are still on their way would bring the port back.
-        deadline = time.monotonic() + CARRIER_NEWS_S
-        while Path(f"/sys/class/net/{name}/operstate").read_text().strip() != "up":
-            if time.monotonic() > deadline:
-                raise LabError(f"{host.name}: its link does not come up")
-            time.sleep(0.01)
+    # Until the news of its carrier are out, a port cannot be opened, and they open a closed one.
+    deadline = time.monotonic() + CARRIER_NEWS_S
+    while Path(f"/sys/class/net/{name}/operstate").read_text().strip() != "up":
+        if time.monotonic() > deadline:
+            raise LabError(f"{host.name}: its link does not come up")
+        time.sleep(0.005)
     shell.run(["bridge", "link", "set", "dev", name, "state", str(state)])
 
 

@@ -149,6 +149,20 @@ def command_of(pid: int) -> list[str]:
     return [part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0") if part]
 
 
+def _status(pid: int) -> dict[str, str]:
+    """/proc/PID/status, empty when the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def inner_pids(pid: int) -> list[int]:
+    """The pids that it has in namespaces below ours."""
+    return [int(word) for word in _status(pid).get("NSpid", "").split()[1:]]
+
+
 def in_namespace_of(init: int) -> list[Process]:
     """All processes of the host whose PID 1 is `init` outside, zombies left out."""
     wanted = os.stat(f"/proc/{init}/ns/pid").st_ino
@@ -157,14 +171,10 @@ def in_namespace_of(init: int) -> list[Process]:
         try:
             if os.stat(f"/proc/{pid}/ns/pid").st_ino != wanted:
                 continue
-            status = dict(
-                line.split(":\t", 1)
-                for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-                if ":\t" in line
-            )
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone meanwhile, or not even root's to look at, hence none of ours
-        inner = status["NSpid"].split()
+        status = _status(pid)
+        inner = status.get("NSpid", "").split()
         if len(inner) < 2 or status["State"][0] in "ZX":
             continue
         command = " ".join(command_of(pid)) or f"[{status['Name']}]"

@@ -266,10 +266,12 @@ def _scripts(tag: str = "") -> list[int]:
     return [
         pid
         for pid in processes.pids()
-        if pid != 1  # this machine itself is a lab's host, where one tests the lab
-        and (command := processes.command_of(pid))
+        if (command := processes.command_of(pid))
         and any(Path(word).name in SCRIPTS for word in command[1:5])
         and any(place in word for word in command)
+        # Not of a lab within a host, and not the host that we ourselves may be on.
+        and processes.inner_pids(pid) in ([], [1])
+        and pid != 1
     ]
 
 
