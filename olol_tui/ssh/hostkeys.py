@@ -389,5 +389,9 @@ def _randomart(line: str, title: str) -> str:
     rows[height // 2][width // 2] = "S"
     rows[y][x] = "E"
     art = [f"|{''.join(row)}|" for row in rows]
-    top, bottom = f"[{title}]".center(width, "-"), "[SHA256]".center(width, "-")
-    return "\n".join([f"+{top}+", *art, f"+{bottom}+"])
+    return "\n".join([_edge(f"[{title}]", width), *art, _edge("[SHA256]", width)])
+
+
+def _edge(text: str, width: int) -> str:
+    left = (width - len(text)) // 2
+    return f"+{('-' * left + text).ljust(width, '-')}+"

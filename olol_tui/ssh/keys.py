@@ -178,6 +178,8 @@ class Offer:
         def passphrase(_: str) -> str:
             # Called when the host would accept the key, or when even its public half is locked.
             if why_locked:
+                if _short(path) in self.tried:
+                    self.tried[self.tried.index(_short(path))] = f"{_short(path)}: {why_locked}"
                 raise asyncssh.KeyImportError(why_locked)
             raise PassphraseNeeded(path)
 

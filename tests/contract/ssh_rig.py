@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import asyncssh
@@ -20,7 +20,7 @@ import pytest
 from olol_tui.ssh.connection import Connector
 from olol_tui.ssh.hostkeys import HostKeys, Policy
 from olol_tui.ssh.keys import AskPassphrase, KeyRing
-from olol_tui.ssh.link import LinkState, NodeLink
+from olol_tui.ssh.link import NodeLink
 from olol_tui.ssh.target import ProfileName, Target
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") or ""
@@ -130,12 +130,6 @@ def connector(
     return Connector(hostkeys, KeyRing(ask), config)
 
 
-class Watched(NodeLink):
-    """A link that remembers its states."""
-
-    states: list[LinkState]
-
-
 @asynccontextmanager
 async def link(
     server: Sshd, directory: Path, *, profile: ProfileName = "lan", limit: int = 4
@@ -208,7 +202,7 @@ class Peer(asyncio.Protocol):
         return self.error
 
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -230,9 +224,7 @@ class Service:
 
 
 @asynccontextmanager
-async def service(
-    path: Path, handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], object] = echo
-) -> AsyncIterator[Service]:
+async def service(path: Path, handler: Handler = echo) -> AsyncIterator[Service]:
     tasks: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -241,7 +233,9 @@ async def service(
         tasks.add(task)
         serving.connections += 1
         try:
-            await handler(reader, writer)  # type: ignore[misc]
+            await handler(reader, writer)
+            writer.close()
+            await writer.wait_closed()
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -288,7 +282,5 @@ def descendants(pid: int) -> list[int]:
 
 
 def _kill(pid: int, sig: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, sig)
-    except ProcessLookupError:
-        pass
