@@ -13,7 +13,9 @@ from olol_tui.config import NodeConfig
 from olol_tui.provision.facts import OLDEST_PYTHON, Facts
 from olol_tui.units import format_size
 
-StepName = Literal["connect", "facts", "python", "agent", "engine", "service", "health"]
+StepName = Literal[
+    "connect", "facts", "python", "agent", "engine", "service", "health", "remove", "proof"
+]
 STEPS: tuple[StepName, ...] = (
     "connect",
     "facts",
@@ -23,8 +25,9 @@ STEPS: tuple[StepName, ...] = (
     "service",
     "health",
 )
-PLANNED: tuple[StepName, ...] = STEPS[2:]
-"""Those that the facts decide."""
+ENSURE_STEPS: tuple[StepName, ...] = ("connect", "facts", "python", "agent", "service", "health")
+"""When a node is only connected to: engines are installed by a human's word."""
+UNINSTALL_STEPS: tuple[StepName, ...] = ("connect", "facts", "remove", "proof")
 
 Action = Literal["keep", "do", "skip", "refuse"]
 

@@ -43,8 +43,10 @@ class Job:
     """`ops@gpu1.lan`, for people."""
     open: Opener
     wishes: Wishes
-    transport: Callable[[Shell, str], httpx.AsyncBaseTransport] | None = None
+    transport: Callable[[Shell, Facts, str], httpx.AsyncBaseTransport] | None = None
     """The gateway's road to the agent's socket."""
+    describe: Callable[[Shell], str] = lambda shell: ""
+    """What the connection is like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,9 @@ class Report:
     facts: Facts | None = None
     plan: Plan | None = None
     took_s: float = 0.0
+    socket: str = ""
+    """Where the agent listens."""
+    pid: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -82,9 +87,10 @@ class Provisioning:
     handshakes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HANDSHAKES))
     machines: dict[tuple[str, str, int, str], str] = field(default_factory=dict)
     """Machines of this batch by identity: two names of one would fight over its agent."""
+    order: tuple[StepName, ...] = STEPS
 
     def __post_init__(self) -> None:
-        self._results = {name: StepResult(name) for name in STEPS}
+        self._results = {name: StepResult(name) for name in self.order}
         self._work: Work | None = None
 
     @property
@@ -100,7 +106,7 @@ class Provisioning:
         started_s = time.monotonic()
         again = {name for name, step in self._results.items() if step.state in _ENDED_WELL}
         # What was learnt may be old: a connection and facts are had anew, always.
-        todo = [name for name in STEPS if name not in again or name in ("connect", "facts")]
+        todo = [name for name in self.order if name not in again or name in ("connect", "facts")]
         for name in todo:
             self._tell(StepResult(name))
         try:
@@ -117,6 +123,8 @@ class Provisioning:
             work.facts if work else None,
             work.plan if work else None,
             time.monotonic() - started_s,
+            work.socket if work else "",
+            work.pid if work else None,
         )
 
     async def _connected(self, todo: list[StepName], *, dry_run: bool) -> None:
@@ -130,7 +138,8 @@ class Provisioning:
                 self._fail("connect", began_s, error)
                 raise _Failed from error
             took_s = time.monotonic() - began_s
-            self._tell(StepResult("connect", "unchanged", self.job.where, took_s=took_s))
+            said = ", ".join(filter(None, (self.job.where, self.job.describe(shell))))
+            self._tell(StepResult("connect", "unchanged", said, took_s=took_s))
             await self._carry_out(shell, todo, dry_run=dry_run)
 
     async def _carry_out(self, shell: Shell, todo: list[StepName], *, dry_run: bool) -> None:
@@ -141,7 +150,7 @@ class Provisioning:
             job.wishes,
             self.archives,
             self._progress,
-            None if road is None else lambda socket: road(shell, socket),
+            None if road is None else lambda socket: road(shell, work.known, socket),
         )
         for name in todo:
             if name == "connect":
@@ -222,21 +231,31 @@ class _Failed(Exception):
     """A step failed and has been told: nothing after it is tried."""
 
 
-async def provision_all(
+async def run_all(
     jobs: Iterable[Job],
     archives: Archives,
     *,
     told: Told = lambda node, step: None,
     dry_run: bool = False,
+    order: tuple[StepName, ...] = STEPS,
 ) -> list[Report]:
-    """Many nodes at once, four handshakes in flight; one's failure is its own."""
+    """Many nodes at once, four handshakes in flight; one's failure is its own.
+
+    Args:
+        order: `STEPS` provisions, `UNINSTALL_STEPS` takes off again.
+    """
     handshakes = asyncio.Semaphore(HANDSHAKES)
     machines: dict[tuple[str, str, int, str], str] = {}
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(
                 Provisioning(
-                    job, archives, told=told, handshakes=handshakes, machines=machines
+                    job,
+                    archives,
+                    told=told,
+                    handshakes=handshakes,
+                    machines=machines,
+                    order=order,
                 ).run(dry_run=dry_run)
             )
             for job in jobs

@@ -83,6 +83,8 @@ class Work:
     facts: Facts | None = None
     plan: Plan | None = None
     socket: str = ""
+    pid: int | None = None
+    """Of the agent."""
     log: list[str] = field(default_factory=list)
 
     @property
@@ -211,6 +213,7 @@ async def service(work: Work) -> Outcome:
     record = facts.record
     if step.action == "keep":
         work.socket = str(record.get("socket", facts.socket))
+        work.pid = facts.agent.pid if facts.agent else None
         lives = survival(
             unit=str(record.get("unit", "")),
             linger=facts.linger,
@@ -231,6 +234,7 @@ async def service(work: Work) -> Outcome:
     )
     work.socket = str(done["socket"])
     hello = done.get("hello") or {}
+    work.pid = hello.get("pid")
     unit = str(done["record"].get("unit", ""))
     lives = survival(unit=unit, linger=bool(unit), kill_user_processes=facts.kill_user_processes)
     return Outcome(
@@ -266,6 +270,51 @@ async def health(work: Work) -> Outcome:
     )
 
 
+async def remove(work: Work) -> Outcome:
+    if work.known.python is None:
+        return Outcome("no Python there that could have run an agent", changed=False)
+    ask = {"directory": work.wishes.directory, "dry_run": False}
+    done = await _removal(work, "uninstall", ask)
+    removed = [clean(str(what)) for what in done["done"]]
+    if not removed:
+        return Outcome("nothing of ours was there", changed=False)
+    return Outcome(f"removed {', '.join(removed)}", log=tuple(removed))
+
+
+async def removable(shell: Shell, facts: Facts, directory: str) -> list[str]:
+    """What an uninstall would remove."""
+    if facts.python is None:
+        return []
+    ask = {"directory": directory, "dry_run": True}
+    done = await helper.call(shell, facts.python.path, "remove", "uninstall", ask)
+    return [clean(str(what)) for what in done["done"]]
+
+
+async def proof(work: Work) -> Outcome:
+    """Nothing of ours runs, listens or lies there."""
+    if work.known.python is None:
+        return Outcome("nothing to look for", changed=False)
+    ask = {
+        "directory": work.wishes.directory,
+        "socket": str(work.known.record.get("socket", "")),
+    }
+    done = await _removal(work, "prove", ask)
+    if residue := [clean(str(what)) for what in done["residue"]]:
+        raise ProvisionError(
+            f"still there: {', '.join(residue)}",
+            hint="Try again; end what hangs by hand: kill -9 PID",
+        )
+    left = [clean(str(what)) for what in done["left"]]
+    kept = f"; left as it is: {'; '.join(left)}" if left else ""
+    return Outcome(f"nothing of ours runs, listens or lies there{kept}", changed=False)
+
+
+async def _removal(work: Work, function: str, ask: dict[str, Any]) -> dict[str, Any]:
+    return await helper.call(
+        work.shell, work.python, "remove", function, ask, timeout_s=SERVICE_TIMEOUT_S
+    )
+
+
 STEP_WORK: dict[StepName, Callable[[Work], Awaitable[Outcome]]] = {
     "facts": learn,
     "python": python,
@@ -273,4 +322,6 @@ STEP_WORK: dict[StepName, Callable[[Work], Awaitable[Outcome]]] = {
     "engine": engine,
     "service": service,
     "health": health,
+    "remove": remove,
+    "proof": proof,
 }

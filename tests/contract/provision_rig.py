@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from olol_tui import agent_zip
 from olol_tui.agent import PROTOCOL, __version__
@@ -57,3 +60,39 @@ class Told:
         self.steps.append(step)
         if self._react is not None:
             self._react(step)
+
+
+class AgentCalls:
+    """The agent of a host that is this machine, by its socket."""
+
+    def __init__(self, socket: str) -> None:
+        transport = httpx.HTTPTransport(uds=socket)
+        self.http = httpx.Client(transport=transport, base_url="http://agent", timeout=30)
+
+    def __enter__(self) -> AgentCalls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def hello(self) -> dict[str, Any]:
+        return self.http.get("/v1/hello").raise_for_status().json()
+
+    def engines(self) -> list[dict[str, Any]]:
+        return self.http.get("/v1/engines").raise_for_status().json()["engines"]
+
+    def run_simulated(self, *ids: str, timeout_s: float = 60) -> None:
+        """Simulated engines, one a device, until all are ready."""
+        devices = self.http.get("/v1/inventory").raise_for_status().json()["devices"]
+        specs = [
+            {"id": one, "kind": "simulated", "devices": [device["uuid"]]}
+            for one, device in zip(ids, devices, strict=False)
+        ]
+        body = {"generation": 1, "engines": specs}
+        self.http.put(
+            "/v1/engines", json=body, headers={"x-olol-controller": "test-controller a test"}
+        ).raise_for_status()
+        deadline = time.monotonic() + timeout_s
+        while any(engine["state"] != "ready" for engine in self.engines()):
+            assert time.monotonic() < deadline, self.engines()
+            time.sleep(0.05)

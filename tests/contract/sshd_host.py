@@ -145,8 +145,8 @@ class SshdHost:
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.02)
         for record in self.home.rglob("launch.json"):
-            sock = Path(json.loads(record.read_bytes())["socket"])
-            shutil.rmtree(sock.parent, ignore_errors=True)
+            if sock := json.loads(record.read_bytes()).get("socket"):
+                shutil.rmtree(Path(sock).parent, ignore_errors=True)
 
 
 @contextmanager

@@ -40,6 +40,8 @@ class Layout:
         self.bin = self.base / "bin"
         self.engines = self.base / "engines"
         self.states = self.base / "state"
+        self.made = self.base / "made.json"
+        """Directories above ours, and of systemd, that were not there before us."""
         self.machine_id = machine_id()
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.machine_id) or "unknown"
         self.state = self.states / name
@@ -74,6 +76,34 @@ def machine_id() -> str:
         if text:
             return text
     return "host-" + os.uname().nodename
+
+
+def make_base(layout: Layout) -> None:
+    """Our directory, and a note of what had to be made for it."""
+    missing = missing_above(layout.base)
+    make_private(layout.base)
+    remember_made(layout, missing)
+
+
+def missing_above(path: Path) -> list[Path]:
+    """Directories that would have to be made first, the highest first."""
+    return [parent for parent in reversed(path.parents) if not parent.exists()]
+
+
+def made_directories(layout: Layout) -> list[str]:
+    try:
+        found = json.loads(layout.made.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [str(path) for path in found] if isinstance(found, list) else []
+
+
+def remember_made(layout: Layout, paths: list[Path]) -> None:
+    """An uninstall takes them away again, if nobody else uses them by then."""
+    known = made_directories(layout)
+    new = [str(path) for path in paths if str(path) not in known]
+    if new:
+        write_atomic(layout.made, json.dumps(known + new).encode(), 0o600)
 
 
 def boot_id() -> str:

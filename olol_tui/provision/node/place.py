@@ -32,7 +32,8 @@ def prepare(ask: dict[str, Any]) -> dict[str, Any]:
     """
     layout = base.Layout(str(ask["directory"]))
     folder = layout.engines if ask["folder"] == "engines" else layout.bin
-    for directory in (layout.base, folder, layout.states, layout.state):
+    base.make_base(layout)
+    for directory in (folder, layout.states, layout.state):
         base.make_private(directory)
     # The home may be shared: two machines must not write the same part.
     part = folder / (".{}.{}.part".format(ask["sha256"], layout.machine_id[:8]))

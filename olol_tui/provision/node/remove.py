@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,23 @@ from . import base, service, systemd
 
 GRACE_S = 10.0
 
-_OURS = ("bin", "engines", "state")
+_OURS = ("bin", "engines", "state", "made.json")
 """What we make in our directory. Anything else there is not ours to delete."""
 
 
 def uninstall(ask: dict[str, Any]) -> dict[str, Any]:
-    """Stop engines and agent, remove what was installed, look again.
+    """Stop engines and agent, remove what was installed.
 
     Args:
-        ask: `directory`, `dry_run`.
+        ask: `directory`, `dry_run`: only say what would be removed.
 
     Returns:
-        `done`: what was (or would be) removed; `left`: what remains and why, which is all
-        fine; `residue`: what is ours and still there: a failure.
+        `done`: what was, or would be, removed.
     """
     layout = base.Layout(str(ask["directory"]))
     record = layout.read_record()
     if ask["dry_run"]:
-        return {"done": _planned(layout, record), "left": _left(layout), "residue": []}
+        return {"done": _planned(layout, record)}
     done: list[str] = []
     if layout.state.is_dir():
         _stop_all(layout, record, done)
@@ -42,7 +42,20 @@ def uninstall(ask: dict[str, Any]) -> dict[str, Any]:
             done.append("linger, which was off before")
     _remove_socket(record, done)
     _remove_files(layout, done)
-    return {"done": done, "left": _left(layout), "residue": _residue(layout, record)}
+    return {"done": done}
+
+
+def prove(ask: dict[str, Any]) -> dict[str, Any]:
+    """Look at what is there afterwards.
+
+    Args:
+        ask: `directory`, `socket`: where the agent listened.
+
+    Returns:
+        `left`: what stays on purpose, and why; `residue`: what is ours and should be gone.
+    """
+    layout = base.Layout(str(ask["directory"]))
+    return {"left": _left(layout), "residue": _residue(layout, str(ask["socket"]))}
 
 
 def _planned(layout: base.Layout, record: dict[str, Any]) -> list[str]:
@@ -113,14 +126,18 @@ def _files(layout: base.Layout) -> list[Path]:
 
 
 def _remove_files(layout: base.Layout, done: list[str]) -> None:
+    made = [] if _used_elsewhere(layout) else base.made_directories(layout)
     for path in _files(layout):
-        shutil.rmtree(str(path))
-        done.append(str(path))
-    try:
-        layout.base.rmdir()
-    except OSError:
-        return
-    done.append(str(layout.base))
+        if path.is_dir():
+            shutil.rmtree(str(path))
+        else:
+            path.unlink()
+        if path != layout.made:
+            done.append(str(path))
+    # The deepest first; what is not empty has become somebody else's too.
+    for directory in (layout.base, *sorted(map(Path, made), reverse=True)):
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def _remove_socket(record: dict[str, Any], done: list[str]) -> None:
@@ -164,7 +181,7 @@ def _left(layout: base.Layout) -> list[str]:
     return left
 
 
-def _residue(layout: base.Layout, record: dict[str, Any]) -> list[str]:
+def _residue(layout: base.Layout, socket: str) -> list[str]:
     """What is ours and still there: processes, listeners, files."""
     residue = []
     pids = set(base.engine_sessions(layout))
@@ -174,7 +191,6 @@ def _residue(layout: base.Layout, record: dict[str, Any]) -> list[str]:
     residue += [f"process {pid}" for pid in sorted(pids)]
     residue += [f"port {port}" for port in sorted(_listening_ports(pids))]
     residue += [str(path) for path in _files(layout)]
-    socket = str(record.get("socket") or "")
     if socket and os.path.lexists(socket):
         residue.append(socket)
     unit = systemd.unit_file(systemd.unit_name(layout))

@@ -47,7 +47,8 @@ def ensure(ask: dict[str, Any]) -> dict[str, Any]:
         `hello`, `socket`, `did` (nothing, started, upgraded, restarted), `log`, `record`.
     """
     layout = base.Layout(str(ask["directory"]))
-    for directory in (layout.base, layout.states, layout.state):
+    base.make_base(layout)
+    for directory in (layout.states, layout.state):
         base.make_private(directory)
     log: list[str] = []
     with only_one(layout):

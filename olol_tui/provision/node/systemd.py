@@ -81,6 +81,7 @@ def unit_text(layout: base.Layout) -> str:
 def start(layout: base.Layout, name: str, log: list[str]) -> None:
     path = unit_file(name)
     text = unit_text(layout).encode()
+    base.remember_made(layout, base.missing_above(path.parent / "default.target.wants/x"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_bytes() != text:
         base.write_atomic(path, text, 0o644)

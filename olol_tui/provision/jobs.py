@@ -1,0 +1,189 @@
+"""From `cluster.toml` to jobs: where each node is, what it should become, what we bring."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from olol_tui import agent_zip
+from olol_tui.agent import PROTOCOL
+from olol_tui.agent import __version__ as agent_version
+from olol_tui.config import ClusterConfig, NodeConfig
+from olol_tui.errors import NodeError
+from olol_tui.provision.archive import Archives
+from olol_tui.provision.errors import ProvisionError
+from olol_tui.provision.facts import Facts
+from olol_tui.provision.plan import ENSURE_STEPS, Wanted, wanted_simulation
+from olol_tui.provision.runner import Job, Provisioning, Report, Told
+from olol_tui.provision.shell import Shell
+from olol_tui.provision.steps import Wishes
+from olol_tui.provision.upload import Source
+from olol_tui.ssh.connection import Connector
+from olol_tui.ssh.link import NodeLink
+from olol_tui.ssh.road import AgentPlace
+from olol_tui.ssh.target import Target
+
+
+def ssh_target(config: NodeConfig) -> Target:
+    """Where a node of the configuration is reached."""
+    return Target(
+        host=config.host,
+        port=config.port,
+        user=config.user or None,
+        identities=(Path(config.identity),) if config.identity else (),
+        known_hosts=(Path(config.known_hosts),) if config.known_hosts else (),
+        profile=config.profile,
+    )
+
+
+def where(config: NodeConfig) -> str:
+    """The node's address for people: `ops@gpu1.lan:2222`."""
+    user = f"{config.user}@" if config.user else ""
+    return f"{user}{config.host}{f':{config.port}' if config.port else ''}"
+
+
+class Kit:
+    """What this console brings to every node: the agent's zipapp, the engines' archives.
+
+    Blocking at first use: it builds the zipapp.
+    """
+
+    def __init__(self, cache_dir: Path, archive: str = "") -> None:
+        self._cache_dir = cache_dir
+        self._archive = archive
+        self._agent: Source | None = None
+        self.archives = Archives(cache_dir)
+
+    def agent(self) -> Source:
+        """The zipapp as a file.
+
+        Raises:
+            NodeError: it cannot be built or written.
+        """
+        if self._agent is None or not self._agent.path.exists():
+            path = agent_zip.cached(self._cache_dir)
+            data = path.read_bytes()
+            self._agent = Source(path, hashlib.sha256(data).hexdigest(), len(data))
+        return self._agent
+
+    def wishes(self, node: NodeConfig) -> Wishes:
+        agent = self.agent()
+        return Wishes(
+            Wanted(
+                agent_sha256=agent.sha256,
+                agent_size=agent.size,
+                agent_version=agent_version,
+                protocol=PROTOCOL,
+                simulated=wanted_simulation(node),
+                engine=node.engine,
+                binary=node.binary,
+                archive=self._archive,
+            ),
+            agent,
+            node.directory,
+        )
+
+
+def build_jobs(
+    config: ClusterConfig, names: list[str], kit: Kit, connector: Connector
+) -> list[Job]:
+    """Jobs that open a connection of their own, for nodes of the configuration.
+
+    Raises:
+        NodeError: a name is not that of a node over SSH.
+    """
+    jobs = []
+    for name in names:
+        node = config.nodes.get(name)
+        if node is None:
+            known = ", ".join(n for n, c in config.nodes.items() if not c.local) or "none"
+            raise NodeError(
+                f"there is no node {name}; over SSH there are: {known}",
+                hint=f"Add it first: olol-tui node add {name}",
+            )
+        if node.local:
+            raise NodeError(f"{name} is this machine: it needs no provisioning")
+        opener = partial(_opened, name, node, connector)
+        jobs.append(Job(name, where(node), opener, kit.wishes(node), link_transport, describe_link))
+    return jobs
+
+
+@asynccontextmanager
+async def _opened(name: str, node: NodeConfig, connector: Connector) -> AsyncIterator[Shell]:
+    async with NodeLink(name, ssh_target(node), connector) as link:
+        await link.wait_up()
+        yield link
+
+
+def link_transport(shell: Shell, facts: Facts, socket: str) -> httpx.AsyncBaseTransport:
+    """The road that telemetry and commands take."""
+    link = _link(shell)
+    if facts.python is not None:
+        # Where forwarding is forbidden, streams go through a program of this interpreter.
+        link.python = facts.python.path
+    return link.http_transport_agent(socket)
+
+
+def describe_link(shell: Shell) -> str:
+    """Which server it is, and how streams will travel."""
+    state = _link(shell).state
+    said = [state.server_version.removeprefix("SSH-2.0-")]
+    if state.road != "channels":
+        said.append("forwarding is forbidden there: streams go over stdio")
+    return ", ".join(filter(None, said))
+
+
+def _link(shell: Shell) -> NodeLink:
+    if not isinstance(shell, NodeLink):
+        raise AssertionError("a job over SSH runs on a NodeLink")
+    return shell
+
+
+class NodeProvisioner:
+    """`ssh.road.Provisioner` of one node: an agent of our version, at every connect.
+
+    What is in order costs one command and one call. Engines are not installed here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        node: NodeConfig,
+        kit: Kit,
+        *,
+        told: Told = lambda node, step: None,
+        reported: Callable[[Report], None] = lambda report: None,
+    ) -> None:
+        self._name = name
+        self._node = node
+        self._kit = kit
+        self._told = told
+        self._reported = reported
+
+    async def ensure_agent(self, link: NodeLink) -> AgentPlace:
+        """Have the agent run and answer.
+
+        Raises:
+            ProvisionError: which step failed, why, and what to do.
+        """
+        wishes = await asyncio.to_thread(self._kit.wishes, self._node)
+        job = Job(
+            self._name,
+            where(self._node),
+            lambda: nullcontext(link),
+            wishes,
+            link_transport,
+            describe_link,
+        )
+        run = Provisioning(job, self._kit.archives, self._told, order=ENSURE_STEPS)
+        report = await run.run()
+        self._reported(report)
+        if (failure := report.failure) is not None:
+            raise ProvisionError(f"{failure.name}: {failure.message}", hint=failure.hint)
+        return AgentPlace(report.socket, report.pid)
