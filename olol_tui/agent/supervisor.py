@@ -161,7 +161,10 @@ class Supervisor:
 
     def _context(self) -> Context:
         devices = {str(d.get("uuid")): d for d in self._source.inventory()}
-        return Context(devices, self._self_argv, len(os.sched_getaffinity(0)), self._policy)
+        cpus = len(os.sched_getaffinity(0))
+        return Context(
+            devices, self._self_argv, cpus, self._policy, state_dir=str(self._state.path)
+        )
 
     def _chore(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)

@@ -41,6 +41,8 @@ class Context:
     cpus: int
     policy: Policy
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    state_dir: str = ""
+    """Of this agent; empty where nothing is to be kept."""
 
     def vendors(self, spec: Spec) -> set[str]:
         return {str(self.devices.get(uuid, {}).get("vendor", "cpu")) for uuid in spec.devices}

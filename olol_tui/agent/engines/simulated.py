@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from .. import client
@@ -25,6 +26,8 @@ class Simulated(EngineKind):
         config: dict[str, Any] = {"slots": spec.slots, "num_ctx": spec.num_ctx}
         if vram:
             config["vram_bytes"] = vram
+        if context.state_dir:
+            config["store"] = store_path(context.state_dir)
         config.update(spec.simulated)
         argv = (
             *context.self_argv,
@@ -45,6 +48,11 @@ class Simulated(EngineKind):
 
     async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
         return await ps(port, timeout_s)
+
+
+def store_path(state_dir: str) -> str:
+    """The store that all simulated engines of a node share."""
+    return str(Path(state_dir, "simulated-store"))
 
 
 async def stats(port: int) -> dict[str, Any]:

@@ -46,7 +46,23 @@ _TABLE: tuple[Row, ...] = (
      (12, 0, 64, 768), ("embedding",), 1.0),
 )  # fmt: skip
 
+# What only the pretended registry has: a store holds it after a pull.
+_REGISTRY: tuple[Row, ...] = (
+    ("tinyllama:1.1b", 637_700_138, "llama", "1.1B", "Q4_0", 2048,
+     (22, 4, 64, 2048), ("completion",), 1.0),
+    ("qwen3:0.6b", 522_653_767, "qwen3", "751.63M", "Q4_K_M", 40960,
+     (28, 8, 128, 1024), _THINKER, 1.0),
+    ("smollm2:360m", 725_566_512, "llama", "361.82M", "F16", 8192,
+     (32, 5, 64, 960), _GENERAL, 1.0),
+    ("all-minilm:latest", 45_960_996, "bert", "23M", "F16", 512,
+     (6, 0, 32, 384), ("embedding",), 1.0),
+)  # fmt: skip
+
 _DEFAULT_SHAPE: Shape = (32, 8, 128, 4096)
+_LISTED = (
+    "name", "digest", "size_bytes", "modified_at", "format", "family", "families",
+    "parameter_size", "quantization", "capabilities", "context_length",
+)  # fmt: skip
 
 
 class SimModel:
@@ -67,13 +83,18 @@ class SimModel:
         "name",
         "parameter_size",
         "quantization",
+        "shape",
         "size_bytes",
+        "weights",
     )
 
     def __init__(self, fields: dict[str, Any], shape: Shape, active_share: float) -> None:
         layers, kv_heads, head_length, embedding_length = shape
+        self.shape = shape
         self.name: str = fields["name"]
         self.digest: str = fields["digest"]
+        self.weights: str = fields.get("weights") or digest_of("weights:" + fields["name"])
+        """Digest of the blob with the weights; models made from one another share it."""
         self.size_bytes: int = fields["size_bytes"]
         self.modified_at: str = fields["modified_at"]
         self.format: str = fields["format"]
@@ -92,6 +113,17 @@ class SimModel:
         """Weights, KV cache of all slots, and the compute buffers."""
         kv_bytes = self.kv_bytes_per_token * num_ctx * slots
         return self.size_bytes + kv_bytes + self.size_bytes // 16 + (64 << 20)
+
+    def fields(self) -> dict[str, Any]:
+        """As `catalogue()` lists a model."""
+        listed = {name: getattr(self, name) for name in _LISTED}
+        return {**listed, "path": "", "chat_template": ""}
+
+    def to_json(self) -> dict[str, Any]:
+        """All there is to know: `from_json` makes the same model of it."""
+        shape = list(self.shape)
+        more = {"weights": self.weights, "shape": shape, "active_share": self.active_share}
+        return {**self.fields(), **more}
 
     def details(self) -> dict[str, Any]:
         """The `details` object of Ollama's tags, ps and show."""
@@ -118,6 +150,25 @@ def canonical(name: str) -> str:
 def catalogue() -> list[dict[str, Any]]:
     """What a simulated store holds, as the agent's `/v1/models` lists it."""
     return [_fields(row) for row in _TABLE]
+
+
+def from_json(value: Any) -> SimModel:
+    """
+    Raises:
+        ValueError: it was not made by `to_json`.
+    """
+    try:
+        layers, kv_heads, head_length, embedding_length = value["shape"]
+        shape = (int(layers), int(kv_heads), int(head_length), int(embedding_length))
+        return SimModel(value, shape, float(value["active_share"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a simulated model: {error!r}") from error
+
+
+def registry(name: str) -> SimModel | None:
+    """What a pull of this name brings; None when the pretended registry does not have it."""
+    row = next((row for row in (*_TABLE, *_REGISTRY) if row[0] == canonical(name)), None)
+    return None if row is None else SimModel(_fields(row), row[6], row[8])
 
 
 def open_catalogue(entries: list[Any] | None) -> dict[str, SimModel]:
@@ -154,7 +205,8 @@ def open_catalogue(entries: list[Any] | None) -> dict[str, SimModel]:
     return models
 
 
-def _digest(name: str) -> str:
+def digest_of(name: str) -> str:
+    """A digest made from a name."""
     return "sha256:" + hashlib.sha256(b"simulated:" + name.encode()).hexdigest()
 
 
@@ -164,7 +216,7 @@ def _fields(
     name, size_bytes, family, parameters, quantization, context, _, capabilities, _ = row
     return {
         "name": name,
-        "digest": _digest(name),
+        "digest": digest_of(name),
         "size_bytes": size_bytes,
         "modified_at": _MODIFIED_AT,
         "format": "gguf",
@@ -182,7 +234,7 @@ def _fields(
 def _unknown(name: str) -> dict[str, Any]:
     return {
         "name": name,
-        "digest": _digest(name),
+        "digest": digest_of(name),
         "size_bytes": 4_000_000_000,
         "modified_at": _MODIFIED_AT,
         "format": "gguf",

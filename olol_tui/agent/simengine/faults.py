@@ -1,7 +1,8 @@
 """Faults on demand: what a test or a demonstration asks an engine to do wrong.
 
-A fault hits requests that compute (generate, chat, embed and their OpenAI twins); the
-agent's polling of ps and version is not counted and not hit, unless `scope` is "all".
+A fault hits requests that compute (generate, chat, embed and their twins in other
+dialects), or with `scope` "store" those that change the store (pull, push, delete, blobs);
+the agent's polling of ps and version is not counted and not hit, unless `scope` is "all".
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ class Fault:
     Attributes:
         kind: refuse (connection reset before any byte), 500, 503, hang (silence until the
             peer leaves), cut (connection closed mid-reply), slow (everything takes longer).
-        after_tokens: tokens that are sent before cut, hang or 500 strike.
+        after_tokens: tokens, or lines of progress, that are sent before cut, hang or 500 strike.
         factor: how many times longer under slow.
-        everything: also requests that compute nothing.
+        scope: compute, store or all.
     """
 
-    __slots__ = ("after_tokens", "count", "everything", "factor", "kind")
+    __slots__ = ("after_tokens", "count", "factor", "kind", "scope")
 
     def __init__(self, kind: str, after_tokens: int, count: int | None, factor: float) -> None:
         self.kind = kind
         self.after_tokens = after_tokens
         self.count = count
         self.factor = factor
-        self.everything = False
+        self.scope = "compute"
 
 
 class Faults:
@@ -55,15 +56,22 @@ class Faults:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor <= 0:
             raise ValueError("factor: expected a number above 0")
         fault = Fault(kind, after_tokens or 0, count, float(factor))
-        if body.get("scope", "compute") not in ("compute", "all"):
-            raise ValueError("scope: expected compute or all")
-        fault.everything = body.get("scope") == "all"
+        fault.scope = str(body.get("scope", "compute"))
+        if fault.scope not in ("compute", "store", "all"):
+            raise ValueError("scope: expected compute, store or all")
         self._fault = fault if count != 0 else None
 
     def take(self, computes: bool) -> Fault | None:
         """The fault for this request; counts it."""
+        return self._take("compute" if computes else "")
+
+    def take_store(self) -> Fault | None:
+        """The fault for a request that changes the store; counts it."""
+        return self._take("store")
+
+    def _take(self, scope: str) -> Fault | None:
         fault = self._fault
-        if fault is None or not (computes or fault.everything):
+        if fault is None or fault.scope not in (scope, "all"):
             return None
         if fault.count is not None:
             fault.count -= 1

@@ -13,15 +13,22 @@ import struct
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from .heads import MAX_BODY_BYTES, BadHead, body_length, chunked, closes, parse_head
+from .intake import BadBody, Intake
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_HEAD_BYTES = 64 << 10
-MAX_BODY_BYTES = 64 << 20
+STREAMED = "/api/blobs/"
+"""Under this path bodies have any size and go to the handler piece by piece."""
+_LINGER_S = 1.0
+"""How long a peer may go on sending a body that was answered before its end."""
 
 _REASONS = {
     100: "Continue",
     200: "OK",
+    201: "Created",
     204: "No Content",
     400: "Bad Request",
     404: "Not Found",
@@ -38,14 +45,6 @@ SSE = "text/event-stream"
 TEXT = "text/plain; charset=utf-8"
 
 
-class BadHead(Exception):
-    """The peer does not speak HTTP as we do; answered with `status`, then closed."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def dumps(value: Any) -> bytes:
     """Compact JSON in UTF-8."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
@@ -60,6 +59,7 @@ class Exchange:
         "_connection",
         "_on_gone",
         "body",
+        "body_sink",
         "finished",
         "gone",
         "headers",
@@ -78,6 +78,8 @@ class Exchange:
     ) -> None:
         self._connection = connection
         self._on_gone: Callable[[], None] | None = None
+        self.body_sink: Callable[[bytes, bool], None] | None = None
+        """Of a streamed body: gets each piece, and whether it was the last."""
         self.method = method
         self.path = path
         self.headers = headers
@@ -90,6 +92,10 @@ class Exchange:
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Calls back once if the peer closes before the reply is complete."""
         self._on_gone = callback
+
+    def hold_body(self, seconds: float) -> None:
+        """Takes no more of a streamed body for a while: the peer has to wait."""
+        self._connection.hold_reading(seconds)
 
     def lost(self) -> None:
         """The connection is gone; called by it."""
@@ -106,6 +112,8 @@ class Exchange:
         if self.finished:
             return
         self.finished = True
+        if self._connection.owes_body:  # what still comes of it is dropped
+            extra += "Connection: close\r\n"
         head = (
             f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n"
             f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
@@ -166,6 +174,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._exchange: Exchange | None = None
+        self._intake: Intake | None = None
+        self._lingers = False
         self._keep_alive = True
         self._parsing = False
         self._continued = False
@@ -180,6 +190,11 @@ class Connection(asyncio.Protocol):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingers:
+            return
+        if self._intake is not None:
+            self._take_in(data)
+            return
         self._buffer += data
         if len(self._buffer) > MAX_HEAD_BYTES + MAX_BODY_BYTES:
             if self._exchange is None:
@@ -203,6 +218,11 @@ class Connection(asyncio.Protocol):
 
     # -- for Exchange ----------------------------------------------------------------
 
+    @property
+    def owes_body(self) -> bool:
+        """The peer has not sent all of a streamed body yet."""
+        return self._intake is not None and not self._intake.complete
+
     def write(self, data: bytes) -> None:
         # Replies are bounded by the length of a text, so a slow reader costs little.
         if self._transport is not None:
@@ -210,7 +230,9 @@ class Connection(asyncio.Protocol):
 
     def exchange_done(self) -> None:
         self._exchange = None
-        if not self._keep_alive:
+        if self.owes_body:
+            self._linger()
+        elif not self._keep_alive:
             self.close()
         elif not self._parsing:
             self._parse()
@@ -226,7 +248,44 @@ class Connection(asyncio.Protocol):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
 
+    def hold_reading(self, seconds: float) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _linger(self) -> None:
+        """The reply is out, the body is not all in: closing now could destroy the reply."""
+        self._lingers = True
+        if self._transport is not None:
+            self._transport.write_eof()
+            asyncio.get_running_loop().call_later(_LINGER_S, self.reset)
+
     # -- parsing ---------------------------------------------------------------------
+
+    def _take_in(self, data: bytes) -> None:
+        intake, exchange = self._intake, self._exchange
+        assert intake is not None
+        if exchange is None or exchange.body_sink is None:
+            return
+        pieces: list[bytes] = []
+        try:
+            rest = intake.feed(data, pieces.append)
+        except BadBody as bad:
+            self._keep_alive = False
+            exchange.reply(400, dumps({"error": str(bad)}), JSON)
+            return
+        sink = exchange.body_sink
+        if intake.complete:
+            self._intake = None
+            self._buffer += rest
+            sink(b"".join(pieces), True)
+        else:
+            for piece in pieces:
+                sink(piece, False)
 
     def _refuse(self, status: int, message: str) -> None:
         self._keep_alive = False
@@ -244,6 +303,10 @@ class Connection(asyncio.Protocol):
                     return
                 self._exchange = exchange
                 self._handler(exchange)
+                if self._intake is not None:
+                    begun = bytes(self._buffer)
+                    self._buffer.clear()
+                    self._take_in(begun)
         except BadHead as bad:
             self._refuse(bad.status, str(bad))
         finally:
@@ -258,19 +321,22 @@ class Connection(asyncio.Protocol):
             if len(self._buffer) > MAX_HEAD_BYTES:
                 raise BadHead(431, "request header too large")
             return None
-        method, target, version, headers = _parse_head(bytes(self._buffer[:end]))
+        method, target, version, headers = parse_head(bytes(self._buffer[:end]))
         body_at = end + 4
-        if "transfer-encoding" in headers:
-            if headers["transfer-encoding"].lower() != "chunked" or "content-length" in headers:
-                raise BadHead(501, "unsupported transfer encoding")
-            body, after = _chunked(self._buffer, body_at)
+        if method == "POST" and target.startswith(STREAMED):
+            self._keep_alive = not closes(version, headers)
+            del self._buffer[:body_at]
+            self._intake = Intake(body_length(headers))
+            if headers.get("expect", "").lower() == "100-continue":
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return Exchange(self, method, unquote(target), headers, b"")
+        length = body_length(headers)
+        if length is None:
+            body, after = chunked(self._buffer, body_at)
         else:
-            length = headers.get("content-length", "0")
-            if not (length.isascii() and length.isdigit()):
-                raise BadHead(400, "invalid Content-Length")
-            if int(length) > MAX_BODY_BYTES:
+            if length > MAX_BODY_BYTES:
                 raise BadHead(413, "request body too large")
-            after = body_at + int(length)
+            after = body_at + length
             body = bytes(self._buffer[body_at:after]) if len(self._buffer) >= after else None
         if body is None:
             if headers.get("expect", "").lower() == "100-continue" and not self._continued:
@@ -279,52 +345,6 @@ class Connection(asyncio.Protocol):
             return None
         self._continued = False
         del self._buffer[:after]
-        connection = headers.get("connection", "").lower()
-        self._keep_alive = connection != "close" and (
-            version == "HTTP/1.1" or connection == "keep-alive"
-        )
+        self._keep_alive = not closes(version, headers)
         path = unquote(target.split("?", 1)[0])
         return Exchange(self, method, path, headers, body)
-
-
-def _parse_head(raw: bytes) -> tuple[str, str, str, dict[str, str]]:
-    lines = raw.decode("latin-1").split("\r\n")
-    parts = lines[0].split(" ")
-    if len(parts) != 3 or not parts[1].startswith("/") or not parts[2].startswith("HTTP/1."):
-        raise BadHead(400, "malformed request line")
-    headers: dict[str, str] = {}
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():
-            raise BadHead(400, "malformed header")
-        headers[name.lower()] = value.strip()
-    return parts[0], parts[1], parts[2], headers
-
-
-def _chunked(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
-    """The body and where it ends; None while chunks are missing."""
-    body = bytearray()
-    while True:
-        line_end = buffer.find(b"\r\n", at)
-        if line_end < 0:
-            return None, 0
-        size_text = bytes(buffer[at:line_end]).split(b";", 1)[0].strip()
-        try:
-            size = int(size_text, 16)
-        except ValueError:
-            raise BadHead(400, "malformed chunk") from None
-        if size < 0 or len(body) + size > MAX_BODY_BYTES:
-            raise BadHead(413, "request body too large")
-        at = line_end + 2
-        if size == 0:
-            while True:  # trailers end with an empty line
-                line_end = buffer.find(b"\r\n", at)
-                if line_end < 0:
-                    return None, 0
-                if line_end == at:
-                    return bytes(body), at + 2
-                at = line_end + 2
-        if len(buffer) < at + size + 2:
-            return None, 0
-        body += buffer[at : at + size]
-        at += size + 2

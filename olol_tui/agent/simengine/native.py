@@ -169,7 +169,7 @@ def _tags(server: SimServer, exchange: Exchange) -> None:
             "details": model.details(),
             "capabilities": model.capabilities,
         }
-        for model in server.models.values()
+        for model in server.shelf.all()
     ]
     exchange.reply_json(200, {"models": entries})
 

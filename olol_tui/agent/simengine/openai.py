@@ -215,7 +215,7 @@ def _chat(server: SimServer, exchange: Exchange) -> None:
     messages = body.get("messages", [])
     if not messages:
         raise BadRequest("[] is too short - 'messages'")
-    model = _model(server, body, "chat")
+    model = named_model(server, body, "chat")
     wish = body.get("response_format", {})
     schema: Any = None
     if wish.get("type") == "json_object":
@@ -231,7 +231,7 @@ def _chat(server: SimServer, exchange: Exchange) -> None:
 def _completions(server: SimServer, exchange: Exchange) -> None:
     kinds = {**_SAMPLING, "prompt": "str", "suffix": "str"}
     body = parse_object(exchange.body, "CompletionRequest", kinds)
-    model = _model(server, body, "generate")
+    model = named_model(server, body, "generate")
     _text(server, exchange, body, model, body.get("prompt", ""), 1, None, False, False)
 
 
@@ -287,7 +287,7 @@ def _embeddings(server: SimServer, exchange: Exchange) -> None:
 
 
 def _models(server: SimServer, exchange: Exchange) -> None:
-    data = [_entry(model) for model in server.models.values()]
+    data = [_entry(model) for model in server.shelf.all()]
     exchange.reply_json(200, {"object": "list", "data": data})
 
 
@@ -304,7 +304,12 @@ def _entry(model: SimModel) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": created, "owned_by": "library"}
 
 
-def _model(server: SimServer, body: dict[str, Any], word: str) -> SimModel:
+def named_model(server: SimServer, body: dict[str, Any], word: str) -> SimModel:
+    """The model of a request that is to compute text.
+
+    Raises:
+        BadRequest: it names none, one that is not here, or one that cannot.
+    """
     name = body.get("model", "")
     if not name:
         raise BadRequest("model is required")

@@ -8,14 +8,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import native, openai, replies
-from .catalogue import SimModel, canonical, open_catalogue
+from . import anthropic, library, native, openai, replies, responses
+from .catalogue import SimModel, open_catalogue
 from .faults import Faults
 from .host import Host
-from .httpd import JSON, TEXT, Connection, Exchange
+from .httpd import JSON, STREAMED, TEXT, Connection, Exchange
 from .jsonbody import BadRequest, parse_json
 from .metronome import Metronome
 from .settings import Settings
+from .shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,11 @@ class SimServer:
         """
         self.engine_id = engine_id
         self.settings = settings
-        self.models: dict[str, SimModel] = open_catalogue(settings.models)
+        self.shelf = Shelf(open_catalogue(settings.models), settings.store)
+        self.partial: dict[str, int] = {}
+        """Bytes of layers whose transfer was broken off: it goes on from there."""
+        self.blob_bytes = 0
+        """Taken in by uploads so far."""
         self.loop = asyncio.get_running_loop()
         self.metronome = Metronome(self.loop)
         self.host = Host(settings, self.log, self.touched)
@@ -52,7 +57,10 @@ class SimServer:
         self._util_mono = time.monotonic()
         self._routes: dict[str, dict[str, Route]] = {
             **native.ROUTES,
+            **library.ROUTES,
             **openai.ROUTES,
+            **responses.ROUTES,
+            **anthropic.ROUTES,
             "/sim/stats": {"GET": SimServer._stats},
             "/sim/faults": {"POST": SimServer._set_fault, "GET": SimServer._stats},
         }
@@ -66,7 +74,7 @@ class SimServer:
         return Connection(self.handle)
 
     def find(self, name: str) -> SimModel | None:
-        return self.models.get(canonical(name))
+        return self.shelf.find(name)
 
     def seed(self) -> int:
         """For a request that brings no seed."""
@@ -82,6 +90,8 @@ class SimServer:
         methods = self._routes.get(exchange.path)
         if methods is None and exchange.path.startswith("/v1/models/"):
             methods = openai.MODEL_ROUTE
+        if methods is None and exchange.path.startswith(STREAMED):
+            methods = library.BLOB_ROUTE
         if methods is None:
             exchange.reply(404, b"404 page not found", TEXT)
             return
@@ -99,8 +109,7 @@ class SimServer:
         try:
             route(self, exchange)
         except BadRequest as bad:
-            shape = openai.error_body if exchange.path.startswith("/v1/") else replies.error_body
-            exchange.reply(bad.status, shape(bad.status, str(bad)), JSON)
+            exchange.reply(bad.status, _error_body(exchange.path, bad.status, str(bad)), JSON)
 
     def _hit(self, exchange: Exchange, kind: str) -> bool:
         """A fault of scope "all" on a request that computes nothing; True when it struck."""
@@ -161,6 +170,7 @@ class SimServer:
                 "completed": self.completed,
                 "failed": self.failed,
                 "tokens": self.tokens,
+                "blob_bytes": self.blob_bytes,
                 "loads": self.host.loads,
                 "evictions": self.host.evictions,
                 "used_bytes": self.host.used_bytes(),
@@ -179,3 +189,12 @@ class SimServer:
             raise BadRequest(str(error)) from error
         self.log(f"fault set: {self.faults.describe() or 'none'}")
         exchange.reply_json(200, {})
+
+
+def _error_body(path: str, status: int, message: str) -> bytes:
+    """In the shape of the path's dialect."""
+    if path.startswith("/v1/messages"):
+        return anthropic.error_body(status, message)
+    if path.startswith("/v1/"):
+        return openai.error_body(status, message)
+    return replies.error_body(status, message)

@@ -15,6 +15,7 @@ class Settings:
     """What an engine simulates. Every attribute is a key of the configuration."""
 
     __slots__ = (
+        "blob_bytes_s",
         "decode_tps",
         "keep_alive_s",
         "load_bytes_s",
@@ -22,10 +23,12 @@ class Settings:
         "models",
         "num_ctx",
         "prefill_tps",
+        "pull_bytes_s",
         "reply_tokens",
         "seed",
         "slots",
         "slowdown",
+        "store",
         "vram_bytes",
     )
 
@@ -49,6 +52,15 @@ class Settings:
         """Each further request that decodes makes all of them slower by this share."""
         self.max_queue = int(_number(config, "max_queue", 512, 1))
         """Requests that may wait for a load, as OLLAMA_MAX_QUEUE."""
+        self.pull_bytes_s = _number(config, "pull_bytes_s", 250e6, 1)
+        """Speed of the pretended link to the registry."""
+        self.blob_bytes_s = _rate(config, "blob_bytes_s")
+        """How fast an uploaded blob is taken in; None: as fast as it comes."""
+        store = config.get("store") or ""
+        if not isinstance(store, str):
+            raise ValueError(f"store: expected a path, got {store!r}")
+        self.store = store
+        """Directory of a store that several engines share; empty: in memory, of this one."""
         self.reply_tokens = _span(config)
         """Least and most tokens of a reply that ends by itself."""
         self.models: list[Any] | None = config.get("models")
