@@ -174,11 +174,13 @@ def _load_or_wait(
     """No free slot: is a load cheaper than the queue?"""
     loads: list[Candidate] = []
     spilling: list[Seat] = []
+    crowded: list[Seat] = []
     for seat in cold:
         blocked, evicted_bytes = _room(seat, busy)
         if seat.fits is False:
             spilling.append(seat)
         elif blocked:
+            crowded.append(seat)
             rejected.append(Rejection(seat.where, blocked))
         else:
             # Evicted models will be wanted again: charge their reload to this load.
@@ -194,6 +196,10 @@ def _load_or_wait(
             seat = max(spilling, key=_free)
             reason = f"{ask.model} fits no device; {seat.where} has the most memory"
             return Decision("load", seat, (), tuple(rejected), reason)
+        if crowded:
+            # Room comes when what runs there ends: this is a queue, not an outage.
+            reason = f"waiting for room on {', '.join(seat.where for seat in crowded)}"
+            return Decision("wait", None, (), tuple(rejected), reason)
         if not rejected:
             return Decision("fail", None, (), (), "no engine has the model")
         if all(r.final for r in rejected):

@@ -107,6 +107,7 @@ def test_a_load_never_evicts_what_is_pinned_or_busy() -> None:
     assert queue.submit(waiting, roster(pinned), 0.0) == []
     assert waiting.decision is not None
     assert "busy or pinned" in waiting.decision.text
+    assert waiting.decision.reason == "waiting for room on n/gpu0", "a queue, not an outage"
     # Unpinned and idle, it may go.
     loose = replace(with_engine(full, loaded=(replace(other, pinned=False),)), devices=(device,))
     (step,) = queue.pump(MODEL, roster(loose), 1.0)
