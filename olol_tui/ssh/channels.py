@@ -32,7 +32,16 @@ WINDOW_BYTES = 256 * 1024
 CHANNELS_PER_CONNECTION = 800
 """sshd with systemd's usual limit of 1024 files failed after 1018."""
 
+PROBE = "127.0.0.1:1"
+"""Nobody listens there: «refused» means that forwarding works and has room."""
+_FULL_S = 60.0
+"""How long a number of streams that was too many is remembered."""
+_MANY = 32
+"""Streams on a connection from where on «open failed» may be for lack of room."""
+
 Factory = Callable[[], asyncio.Protocol]
+Dial = Callable[[str, Factory], Awaitable[asyncio.Protocol]]
+"""As `gateway.upstream.Dial`: (address, protocol factory) → connected protocol."""
 
 
 class Channel(RemoteTransport, asyncssh.SSHTCPSession[bytes]):
@@ -285,9 +294,13 @@ class DataPath:
             except NoCapacity:
                 if not connection.channels:
                     raise  # Not for lack of room, then.
-                connection.full_at = connection.channels
-                if self._roomiest() is None and len(self._connections) >= self._limit:
+            except ChannelRefused:
+                # For a socket, full sounds like missing.
+                few = connection.channels < _MANY
+                if few or not address.startswith(("/", "unix:")) or await _has_room(connection):
                     raise
+            connection.full_at = connection.channels
+            connection.full_until_s = asyncio.get_running_loop().time() + _FULL_S
 
     def _roomiest(self) -> Connection | None:
         with_room = [c for c in self._alive() if c.channels < _room(c)]
@@ -310,7 +323,12 @@ class DataPath:
         if self._extending is None:
             self._extending = asyncio.ensure_future(self._connect())
             self._extending.add_done_callback(self._extension_done)
-        return await asyncio.shield(self._extending)
+        try:
+            return await asyncio.shield(self._extending)
+        except SSHError as error:
+            raise NoCapacity(
+                f"{self._name}: all connections are full, and no other opens: {error}"
+            ) from error
 
     def _extension_done(self, task: asyncio.Task[Connection]) -> None:
         self._extending = None
@@ -332,4 +350,29 @@ class DataPath:
 
 def _room(connection: Connection) -> int:
     """Learned from the server where it refused; else the number that is safe everywhere."""
-    return CHANNELS_PER_CONNECTION if connection.full_at is None else connection.full_at
+    if asyncio.get_running_loop().time() < connection.full_until_s:
+        return connection.full_at
+    return CHANNELS_PER_CONNECTION
+
+
+async def _has_room(connection: Connection) -> bool:
+    try:
+        protocol = await open_channel(connection, PROBE, Discard)
+    except NoCapacity:
+        return False
+    except OSError:
+        return True
+    assert isinstance(protocol, Discard)
+    protocol.discard()
+    return True
+
+
+class Discard(asyncio.Protocol):
+    """For a stream that was only tried."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def discard(self) -> None:
+        self._transport.abort()

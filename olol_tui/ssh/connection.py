@@ -62,8 +62,10 @@ class Connection:
         self.below: Connection | None = None
         self.channels = 0
         """Streams open or being opened."""
-        self.full_at: int | None = None
-        """Number of channels at which the server refused one more."""
+        self.full_at = 0
+        """Number of channels at which the server refused one more…"""
+        self.full_until_s = 0.0
+        """… as it is remembered until this loop time."""
         self._client = client
 
     @property

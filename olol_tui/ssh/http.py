@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import httpcore
 
+from olol_tui.ssh.channels import Dial
 from olol_tui.unixhttp import AsyncioStream, StreamsTransport
-
-Dial = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[asyncio.Protocol]]
-"""As `gateway.upstream.Dial`: (address, protocol factory) → connected protocol."""
 
 _READ_AHEAD_BYTES = 64 * 1024
 

@@ -21,19 +21,12 @@ from typing import Literal
 import asyncssh
 import httpx
 
-from olol_tui.ssh.channels import DataPath, Factory, open_channel, split_address
+from olol_tui.ssh.channels import DataPath, Factory, open_channel
 from olol_tui.ssh.connection import Connection, Connector
-from olol_tui.ssh.errors import (
-    ChannelRefused,
-    ForwardingForbidden,
-    LinkDown,
-    LinkLost,
-    NoCapacity,
-    SSHError,
-)
-from olol_tui.ssh.http import Dial, DialTransport
+from olol_tui.ssh.errors import ForwardingForbidden, LinkDown, LinkLost, SSHError
+from olol_tui.ssh.http import DialTransport
 from olol_tui.ssh.sessions import COMMAND_TIMEOUT_S, Completed, Sessions
-from olol_tui.ssh.stdio import StdioMux
+from olol_tui.ssh.streams import Streams
 from olol_tui.ssh.target import Target
 
 log = logging.getLogger("olol.ssh.link")
@@ -43,8 +36,6 @@ BACKOFF_MAX_S = 30.0
 STEADY_S = 10.0
 """A link that held for so long starts again with the shortest back-off."""
 MAX_DATA_CONNECTIONS = 4
-_PROBE = "127.0.0.1:1"
-"""Nobody listens there: refused means that forwarding works."""
 
 Phase = Literal["connecting", "up", "lost", "refused", "closed"]
 
@@ -98,7 +89,6 @@ class NodeLink:
     ) -> None:
         self.name = name
         self.target = target
-        self.python = python
         self.state = LinkState()
         self._connector = connector
         self._on_state = on_state
@@ -111,10 +101,7 @@ class NodeLink:
         self._changed = asyncio.Event()
         self._retry = asyncio.Event()
         self._failed_attempts = 0
-        self._mux: StdioMux | None = None
-        self._mux_starting = asyncio.Lock()
-        self._tcp_forbidden = False
-        self._unix_works: bool | None = None
+        self._streams = Streams(name, self._need_data, self._is_socket, python)
 
     async def __aenter__(self) -> NodeLink:
         self.start()
@@ -158,7 +145,7 @@ class NodeLink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._close_mux()
+        await self._streams.close()
         await self._path.close()
         if self._control is not None:
             await self._control.close()
@@ -202,11 +189,11 @@ class NodeLink:
                 and `LinkDown`. Once open, a stream that ends in any other way than by the
                 peer's own end of file ends with an exception in `connection_lost`.
         """
-        return await self._dial(self._path.dial, address, factory)
+        return await self._streams.dial(self._path.dial, address, factory)
 
     async def dial_control(self, address: str, factory: Factory) -> asyncio.Protocol:
         """As `dial`, on the control connection: not in the way of requests."""
-        return await self._dial(self._control_dial, address, factory)
+        return await self._streams.dial(self._control_dial, address, factory)
 
     def http_transport_agent(self, socket: str) -> httpx.AsyncBaseTransport:
         """To a UNIX socket on the node, whatever host the URLs name."""
@@ -217,9 +204,18 @@ class NodeLink:
         return DialTransport(self.dial_control, None if port is None else f"127.0.0.1:{port}")
 
     @property
+    def python(self) -> str:
+        """The node's interpreter, for streams over stdio; settable once it is found."""
+        return self._streams.python
+
+    @python.setter
+    def python(self, path: str) -> None:
+        self._streams.python = path
+
+    @property
     def channels(self) -> int:
         """Streams on the data connections."""
-        return self._path.channels + (0 if self._mux is None else self._mux.streams)
+        return self._path.channels + self._streams.count
 
     @property
     def data_connections(self) -> int:
@@ -276,14 +272,18 @@ class NodeLink:
         if self._data is None:
             self._data = await self._connect()
             self._path.add(self._data)
-            self._unix_works = None
-        error = await self._probe()
+        error: SSHError | None = None
+        try:
+            await self._streams.probe()
+        except ForwardingForbidden as problem:
+            # Commands still work, so that somebody can find out and help.
+            error = problem
         key = self._control.host_key
         self._set(
             LinkState(
                 "up",
                 error,
-                road="" if error else "stdio" if self._tcp_forbidden else "channels",
+                road="" if error else "stdio" if self._streams.tcp_forbidden else "channels",
                 fingerprint="" if key is None else key.fingerprint,
                 server_version=self._control.server_version,
                 banner=self._control.banner,
@@ -292,27 +292,6 @@ class NodeLink:
 
     async def _connect(self) -> Connection:
         return await self._connector.connect(self.name, self.target)
-
-    async def _probe(self) -> SSHError | None:
-        """Find out how streams can travel; an error when they cannot at all."""
-        assert self._data is not None
-        self._tcp_forbidden = False
-        try:
-            protocol = await open_channel(self._data, _PROBE, _Discard)
-        except (ChannelRefused, NoCapacity):
-            return None
-        except ForwardingForbidden:
-            self._tcp_forbidden = True
-        else:
-            assert isinstance(protocol, _Discard)
-            protocol.discard()
-            return None
-        try:
-            await self._need_mux()
-        except ForwardingForbidden as error:
-            # Commands still work, so that somebody can find out and help.
-            return error
-        return None
 
     async def _broken(self) -> str:
         """Wait until one of the two connections is lost, and say why."""
@@ -332,7 +311,7 @@ class NodeLink:
             await self._control.close()
             self._control = self._sessions = None
         if self._data is not None and self._data.is_lost:
-            await self._close_mux()
+            await self._streams.close()
             self._path.discard(self._data)
             await self._data.close()
             self._data = None
@@ -354,72 +333,19 @@ class NodeLink:
             raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
         return self._sessions
 
-    # Streams
+    def _need_data(self) -> Connection:
+        if self._data is None or self._data.is_lost:
+            raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
+        return self._data
 
     async def _control_dial(self, address: str, factory: Factory) -> asyncio.Protocol:
         if self._control is None or self._control.is_lost:
             raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
         return await open_channel(self._control, address, factory)
 
-    async def _dial(self, channels: Dial, address: str, factory: Factory) -> asyncio.Protocol:
-        """By channel where the node allows it, else over stdio."""
-        where = split_address(address)
-        is_unix = isinstance(where, str)
-        if self._tcp_forbidden or (is_unix and self._unix_works is False):
-            return await (await self._need_mux()).dial(address, factory)
-        try:
-            protocol = await channels(address, factory)
-        except ForwardingForbidden:
-            return await (await self._need_mux()).dial(address, factory)
-        except ChannelRefused:
-            if not is_unix or self._unix_works or not await self._is_socket(str(where)):
-                raise
-        else:
-            if is_unix:
-                self._unix_works = True
-            return protocol
-        return await self._dial_past_refusal(address, factory)
-
-    async def _dial_past_refusal(self, address: str, factory: Factory) -> asyncio.Protocol:
-        """The socket is there and sshd does not open it: it is deaf, or that is forbidden.
-
-        sshd gives no reason. The node's own attempt tells.
-        """
-        had_mux = self._mux is not None
-        protocol = None
-        try:
-            protocol = await (await self._need_mux()).dial(address, factory)
-        finally:
-            if protocol is None and not had_mux and not self._tcp_forbidden:
-                await self._close_mux()
-        log.info("%s: sshd forwards no sockets: through stdio instead", self.name)
-        self._unix_works = False
-        return protocol
-
     async def _is_socket(self, path: str) -> bool:
-        done = await self._need_sessions().run(f"test -S {shlex.quote(path)}")
-        return done.status == 0
-
-    async def _need_mux(self) -> StdioMux:
-        async with self._mux_starting:
-            if self._mux is None or self._mux.is_ended:
-                if self._data is None:
-                    raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
-                self._mux = await StdioMux.start(self._data, self.python)
-            return self._mux
-
-    async def _close_mux(self) -> None:
-        mux, self._mux = self._mux, None
-        if mux is not None:
-            await mux.close()
-
-
-class _Discard(asyncio.Protocol):
-    """For a stream that nobody wanted."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def discard(self) -> None:
-        self._transport.abort()
+        try:
+            return (await self.run(f"test -S {shlex.quote(path)}")).status == 0
+        except SSHError as error:
+            log.info("%s: cannot look for %s: %s", self.name, path, error)
+            return False

@@ -69,7 +69,10 @@ class Sessions:
         timeout_s: float = COMMAND_TIMEOUT_S,
         check: bool = False,
     ) -> Completed:
-        """Run a command through the user's shell; ended when we are cancelled.
+        """Run a command through the user's shell; its stdin ends after `stdin`.
+
+        When we are cancelled, it is sent SIGTERM. OpenSSH passes no signals on to commands of
+        root and of forced commands: those go on until they read or write.
 
         Raises:
             CommandFailed: `check`, and the status was not 0; or it wrote more than 8 MiB.

@@ -33,8 +33,9 @@ needs_sshd = pytest.mark.skipif(not SSHD, reason="no sshd here: install openssh-
 class Sshd:
     """One server process and what tests do to it."""
 
-    def __init__(self, directory: Path, config: str) -> None:
+    def __init__(self, directory: Path, config: str, *, sftp: bool) -> None:
         self.directory = directory
+        self.sftp = sftp
         self.config = config
         self.port = free_port()
         self.host_key = directory / "host_key"
@@ -51,7 +52,8 @@ class Sshd:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\n"
             f"AuthorizedKeysFile {self.authorized}\nPidFile none\nUsePAM no\nStrictModes no\n"
             "PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"LogLevel VERBOSE\nSubsystem sftp internal-sftp\n{self.config}\n"
+            f"LogLevel VERBOSE\n{self.config}\n"
+            + ("Subsystem sftp internal-sftp\n" if self.sftp else "")
         )
         with (self.directory / "sshd.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -109,9 +111,9 @@ class Sshd:
 
 
 @contextmanager
-def sshd(directory: Path, config: str = "") -> Iterator[Sshd]:
+def sshd(directory: Path, config: str = "", *, sftp: bool = True) -> Iterator[Sshd]:
     directory.mkdir(parents=True, exist_ok=True)
-    server = Sshd(directory, config)
+    server = Sshd(directory, config, sftp=sftp)
     server.start()
     try:
         yield server

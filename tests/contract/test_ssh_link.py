@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -11,7 +14,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from olol_tui.ssh.errors import ChannelRefused, LinkDown, LinkLost
+from olol_tui.ssh.errors import (
+    ChannelRefused,
+    CommandFailed,
+    CommandTimeout,
+    LinkDown,
+    LinkLost,
+    NoCapacity,
+    SessionsForbidden,
+    SftpMissing,
+)
 from tests.contract.ssh_rig import (
     TIMEOUT_S,
     Peer,
@@ -226,3 +238,187 @@ async def test_a_cancelled_dial_leaves_no_channel(server: Sshd, tmp_path: Path) 
             with pytest.raises(asyncio.CancelledError):
                 await dialling
         await until(lambda: up.channels == 0 and node.connections == 0)
+
+
+async def test_where_one_connection_is_full_another_opens(server: Sshd, tmp_path: Path) -> None:
+    """systemd gives sshd 1024 files: beyond, it fails to open streams, and is not dead."""
+    async with service(tmp_path / "s") as node, link(server, tmp_path, limit=2) as up:
+        for pid in server.sessions():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+        both = (node.tcp, node.unix)
+        peers = [await up.dial(both[number % 2], Peer) for number in range(120)]
+        assert up.data_connections == 2
+        for pid in server.sessions():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+        with pytest.raises(NoCapacity):
+            while len(peers) < 240:
+                peers += [await up.dial(node.tcp, Peer)]
+        for peer in peers:
+            assert isinstance(peer, Peer)
+            peer.transport.write(b"still here")
+            await peer.until(10)
+        assert up.state.phase == "up"
+
+
+async def test_a_thousand_streams_leave_nothing(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+
+        async def round_trips(count: int) -> None:
+            for _ in range(count // 50):
+                peers = await asyncio.gather(*(up.dial(node.tcp, Peer) for _ in range(50)))
+                for peer in peers:
+                    assert isinstance(peer, Peer)
+                    peer.transport.write(b"x")
+                for number, peer in enumerate(peers):
+                    assert isinstance(peer, Peer)
+                    await peer.until(1)
+                    (peer.transport.abort if number % 2 else peer.transport.close)()
+                    await peer.end()
+            await until(lambda: up.channels == 0 and node.connections == 0)
+
+        await round_trips(200)
+        gc.collect()
+        files, objects = _open_files(), _count_of_ours()
+        await round_trips(1000)
+        gc.collect()
+        assert _open_files() <= files
+        assert _count_of_ours() <= objects
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _count_of_ours() -> int:
+    """Channels and what hangs on them."""
+    kinds = ("Channel", "SSHTCPChannel", "Peer", "Task")
+    return sum(type(thing).__name__ in kinds for thing in gc.get_objects())
+
+
+async def test_a_protocol_that_fails_ends_its_own_stream_only(server: Sshd, tmp_path: Path) -> None:
+    class Broken(Peer):
+        def data_received(self, data: bytes) -> None:
+            raise ZeroDivisionError
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+        good, bad = await up.dial(node.tcp, Peer), await up.dial(node.tcp, Broken)
+        assert isinstance(good, Peer) and isinstance(bad, Peer)
+        bad.transport.write(b"x")
+        assert isinstance(await bad.end(), ZeroDivisionError)
+        good.transport.write(b"fine")
+        await good.until(4)
+    assert len(told) == 1
+
+
+async def test_half_closed_streams(server: Sshd, tmp_path: Path) -> None:
+    """The reply may follow the end of the request."""
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.read()
+        writer.write(b"you said " + asked)
+
+    async with service(tmp_path / "s", late) as node, link(server, tmp_path) as up:
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        peer.transport.pause_reading()
+        peer.transport.write(b"hello")
+        peer.transport.write_eof()
+        await until(lambda: node.connections == 0)
+        await asyncio.sleep(0.2)  # Data, end and close are all here now, unread.
+        peer.transport.resume_reading()
+        assert await peer.end() is None
+        assert peer.received == b"you said hello"
+
+
+async def test_closing_the_link_fails_its_streams(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node:
+        async with link(server, tmp_path) as up:
+            peer = await up.dial(node.tcp, Peer)
+            assert isinstance(peer, Peer)
+        assert isinstance(await peer.end(), LinkLost)
+        assert not peer.eof
+        assert up.state.phase == "closed"
+        with pytest.raises(LinkDown):
+            await up.dial(node.tcp, Peer)
+    await until(lambda: not server.sessions())
+
+
+async def test_commands_that_go_wrong(server: Sshd, tmp_path: Path) -> None:
+    async with link(server, tmp_path) as up:
+        with pytest.raises(CommandFailed, match=r"status 4: .*: no such") as failed:
+            await up.run("printf 'no \\033[31msuch\\033[2J thing' >&2; exit 4", check=True)
+        assert str(failed.value).isprintable()
+        with pytest.raises(CommandTimeout):
+            await up.run("sleep 60", timeout_s=0.3)
+        with pytest.raises(CommandFailed, match="8 MiB"):
+            await up.run("yes")
+        assert (await up.run("kill -9 $$")).status == -1
+        assert (await up.run("true", stdin=b"x" * 2**20)).status == 0
+        running = asyncio.ensure_future(up.run("sleep 60"))
+        await asyncio.sleep(0.2)
+        server.signal_sessions(signal.SIGKILL)
+        with pytest.raises(LinkLost):
+            await running
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="sshd passes no signals on to root's commands")
+async def test_a_cancelled_command_ends(server: Sshd, tmp_path: Path) -> None:
+    async with link(server, tmp_path) as up:
+        running = asyncio.ensure_future(up.run(f"echo $$ > {tmp_path}/pid; exec sleep 60"))
+        await until((tmp_path / "pid").exists)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        pid = int((tmp_path / "pid").read_text())
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+async def test_a_server_with_one_session(tmp_path: Path) -> None:
+    with sshd(tmp_path / "sshd", "MaxSessions 1") as server:
+        async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+            async with up.sftp() as files:
+                waiting = [asyncio.ensure_future(up.run(f"echo {n}")) for n in range(5)]
+                assert await files.exists("/")
+            assert [(await one).stdout for one in waiting] == [f"{n}\n" for n in range(5)]
+            peer = await up.dial(node.tcp, Peer)
+            assert isinstance(peer, Peer)
+            peer.transport.abort()
+
+
+async def test_many_commands_at_once(server: Sshd, tmp_path: Path) -> None:
+    """sshd allows ten sessions: the others wait."""
+    async with link(server, tmp_path) as up:
+        done = await asyncio.gather(*(up.run(f"sleep 0.1; echo {n}") for n in range(30)))
+        assert [one.stdout for one in done] == [f"{n}\n" for n in range(30)]
+
+
+async def test_no_sftp(tmp_path: Path) -> None:
+    for config in ("Subsystem none /bin/false", "ForceCommand cat"):
+        with sshd(tmp_path / config[:3], f"{config}", sftp=False) as server:
+            async with link(server, tmp_path) as up:
+                with pytest.raises(SftpMissing):
+                    async with asyncio.timeout(TIMEOUT_S), up.sftp():
+                        pass
+
+
+async def test_no_sessions_at_all(tmp_path: Path) -> None:
+    with (
+        sshd(tmp_path / "sshd", "MaxSessions 0") as server,
+        pytest.raises(SessionsForbidden, match="runs no command"),
+    ):
+        async with link(server, tmp_path):
+            pass
+
+
+async def test_a_line_that_flaps(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node, link(server, tmp_path) as up:
+        for _ in range(3):
+            peer = await up.dial(node.tcp, Peer)
+            assert isinstance(peer, Peer)
+            server.signal_sessions(signal.SIGKILL)
+            assert await peer.end() is not None
+            await in_phase(up, "lost")
+            await in_phase(up, "up")
+        assert server.log.count("Accepted publickey") <= 8 + 4  # Two a visit, some half-open.
