@@ -192,6 +192,15 @@ class Controller:
             return
         self._maintenance.refresh_soon(engine)
 
+    async def survey(self, node: str) -> None:
+        """Learn now what a node's store holds; the next snapshot shows it.
+
+        Raises:
+            OlolError: there is no such node, or it does not say.
+        """
+        await self.member(node).survey()
+        self._publisher.publish(is_tick=False)
+
     def touch(self, engine_id: str, model: str, keep_alive_s: float | None) -> None:
         """A request for a runner's model ended: its expiry counts from now."""
         self._leases.touch(engine_id, keep_alive_s, self._clock())

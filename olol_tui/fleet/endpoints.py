@@ -184,6 +184,12 @@ class EndpointSession:
             self._loaded = await client.ps()
         self._changed()
 
+    async def survey(self) -> None:
+        async with self._client() as client:
+            self._library = await client.tags()
+        self._tags_s = self._clock()
+        self._changed()
+
     async def restart(self, engine_id: str) -> None:
         raise NodeError(
             f"{self._name} is run by somebody else: it is used and never managed",

@@ -46,6 +46,14 @@ class Member(Protocol):
         """
         ...
 
+    async def survey(self) -> None:
+        """Learn now what its store holds, instead of at the next look.
+
+        Raises:
+            NodeError, EngineError: it does not say.
+        """
+        ...
+
     async def restart(self, engine_id: str) -> None:
         """Raises NodeError when the engine is not ours to restart."""
         ...

@@ -81,7 +81,8 @@ class NodeSession:
         self._clock_map = ClockMap()
         self._client: AgentClient | None = None
         self._replan = asyncio.Event()
-        self._look_again = asyncio.Event()
+        self._surveying = asyncio.Lock()
+        """Two at once could end with the older facts."""
         self._failures = 0
 
     @property
@@ -116,6 +117,11 @@ class NodeSession:
     async def refresh(self, engine: Engine) -> None:
         async with self.engine_client(engine) as client:
             self._overlay.learned(engine.id, await client.ps())
+
+    async def survey(self) -> None:
+        if self._client is None:
+            raise NodeError(f"{self._name} is not connected", hint="It is retried by itself.")
+        await self._survey(self._client)
 
     async def restart(self, engine_id: str) -> None:
         if self._client is None:
@@ -199,16 +205,15 @@ class NodeSession:
 
     async def _keep_looking(self, client: AgentClient) -> None:
         while True:
-            try:
-                async with asyncio.timeout(SURVEY_EVERY_S):
-                    await self._look_again.wait()
-            except TimeoutError:
-                pass
-            self._look_again.clear()
+            await asyncio.sleep(SURVEY_EVERY_S)
             await self._survey(client)
 
     async def _survey(self, client: AgentClient) -> None:
         """What the node has: devices, engine kinds, models."""
+        async with self._surveying:
+            await self._survey_now(client)
+
+    async def _survey_now(self, client: AgentClient) -> None:
         inventory = await client.inventory()
         if inventory != self._facts.inventory and not self._shrank(inventory):
             self._facts.inventory = inventory

@@ -35,6 +35,14 @@ class FleetPort(Protocol):
 
     def kick(self, engine_id: str) -> None: ...
 
+    async def survey(self, node: str) -> None:
+        """Learn now what a node's store holds; the fleet shows it afterwards.
+
+        Raises:
+            OlolError: it does not say.
+        """
+        ...
+
     async def submit(self, command: AnyCommand) -> Accepted: ...
 
     def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]: ...

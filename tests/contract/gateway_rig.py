@@ -24,6 +24,7 @@ class HandFleet:
         self.submitted: list[AnyCommand] = []
         self.launched: list[tuple[str, str, str]] = []
         self.touched: list[tuple[str, str, float | None]] = []
+        self.surveyed: list[str] = []
         self._callbacks: list[Callable[[Fleet], None]] = []
         self._view: Callable[[], tuple[Any, GatewayState]] | None = None
         self.cancel: Callable[[str], bool] = lambda _: False
@@ -56,6 +57,22 @@ class HandFleet:
 
     def kick(self, engine_id: str) -> None:
         pass
+
+    async def survey(self, node: str) -> None:
+        """As the controller: what the store says it holds becomes the node's library."""
+        self.surveyed.append(node)
+        found = self.fleet.node(node)
+        assert found is not None
+        async with httpx.AsyncClient(trust_env=False) as client:
+            reply = await client.get(f"http://{found.engines[0].address}/api/tags")
+        library = tuple(
+            Model(m["name"], digest=f"sha256:{m['digest']}", size_bytes=m["size"])
+            for m in reply.json()["models"]
+        )
+        nodes = [
+            replace(one, library=library) if one is found else one for one in self.fleet.nodes
+        ]
+        self.publish(nodes=tuple(nodes))
 
     async def submit(self, command: AnyCommand) -> Accepted:
         self.submitted.append(command)

@@ -58,6 +58,8 @@ class ScriptedFleet:
 
     def kick(self, engine_id: str) -> None: ...
 
+    async def survey(self, node: str) -> None: ...
+
     async def submit(self, command: AnyCommand) -> Accepted:
         self.commands.append(command)
         if self.refuse is not None:

@@ -180,7 +180,6 @@ def _delete(server: SimServer, exchange: Exchange) -> None:
     model = server.find(name)
     if model is None:
         raise BadRequest(f"model '{name}' not found", 404)
-    server.host.expire(model)
     server.shelf.remove(model)
     exchange.reply(200, b"", TEXT)
 
