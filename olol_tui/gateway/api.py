@@ -15,6 +15,7 @@ from olol_tui.fleet.snapshot import RUNNERS, Fleet, encode
 from olol_tui.gateway import bodies, http, upstream
 from olol_tui.gateway.dialects import aggregate, errors, show
 from olol_tui.gateway.port import FleetPort
+from olol_tui.gateway.scrape import Scrape
 from olol_tui.models.names import canonical
 from olol_tui.routing.roster import way_to
 
@@ -48,6 +49,7 @@ class Api:
             "/api/show": {b"POST": self._show},
             "/v1/models": {b"GET": self._json(aggregate.openai_models)},
             "/olol/v1/fleet": {b"GET": self._fleet_route},
+            "/metrics": {b"GET": Scrape(gateway, fleet).handle},
         }
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from olol_tui.gateway.dialects.errors import BadRequest, TranslationError
 from olol_tui.gateway.dialects.llama import load_reply
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.http import JSON, NDJSON, SSE, HttpConnection, Request
+from olol_tui.gateway.metrics import GAP_BOUNDS_S
 from olol_tui.gateway.routes import Inference
 from olol_tui.gateway.times import rfc3339
 from olol_tui.routing.policy import Ask, Decision
@@ -44,6 +46,7 @@ class Exchange:
         "_call",
         "_content_type",
         "_ended",
+        "_gaps",
         "_gateway",
         "_parts",
         "_request",
@@ -88,6 +91,7 @@ class Exchange:
         self._status = 0
         self._content_type = b""
         self._streaming = False
+        self._gaps: list[int] = []
         self._parts: list[bytes] = []
         self._tail = b""
         self._tries = 0
@@ -104,6 +108,7 @@ class Exchange:
         record.where = seat.where
         record.why = decision
         record.sent_s = self._touched_s = self._gateway.now()
+        self._gaps = self._gateway.metrics.series(self.model, seat.engine).gaps.counts
         if seat.kind in RUNNERS and self.is_load:
             # A runner serves its model from its start: there is nothing to send.
             self._answer(load_reply(self.route.path, self.fields.model, "load", rfc3339()))
@@ -144,7 +149,8 @@ class Exchange:
         self._streaming = status == 200 and content_type.startswith(_STREAMS)
 
     def up_data(self, data: bytes, final: bool) -> None:
-        now = self._touched_s = self._gateway.now()
+        before, now = self._touched_s, self._gateway.now()
+        self._touched_s = now
         record = self.record
         if not self._streaming:
             self._parts.append(data)
@@ -152,6 +158,8 @@ class Exchange:
         if record.first_s is None:
             record.first_s = now
             record.state = "decode"
+        else:
+            self._gaps[bisect_left(GAP_BOUNDS_S, now - before)] += 1
         translation = self._translation
         if translation is not None:
             try:
@@ -293,6 +301,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         self.connection = None
+        self.record.cause = "client_left"
         self.cancel("the client left")
 
     def client_paused(self) -> None:
@@ -359,6 +368,7 @@ class Exchange:
         if now_s - self._touched_s > limit:
             call, self._call = self._call, None
             call.cancel()
+            self.record.cause = "engine_silent"
             self._lost(f"{self.record.where}: no byte from the engine for {limit:.0f} s")
 
     def _lost(self, reason: str) -> None:
@@ -366,6 +376,7 @@ class Exchange:
         if self._call is not None:
             self._call.cancel()
             self._call = None
+        self.record.cause = self.record.cause or "engine_lost"
         connection = self.connection
         if connection is not None and connection.started:
             self._gateway.engine_failed(self.ticket, reason)
@@ -400,6 +411,7 @@ class Exchange:
         record.retries += 1
         record.state = "queued"
         record.error = reason
+        record.cause = ""
         record.first_s = None
         log.warning("retry", extra={"request": record.id, "model": ask.model, "reason": reason})
         self.ticket = Ticket(

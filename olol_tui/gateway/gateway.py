@@ -20,8 +20,9 @@ from olol_tui.gateway.dialects import errors, fields, keepalive, llama, openai
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.loader import Loader
+from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
-from olol_tui.gateway.records import Ledger
+from olol_tui.gateway.records import Ledger, Record
 from olol_tui.gateway.routes import INFERENCE, Inference, dialect_of
 from olol_tui.gateway.times import rfc3339
 from olol_tui.models.names import canonical, is_cloud
@@ -56,10 +57,18 @@ class Gateway:
         self._fleet = fleet
         self.limits = http.Limits(body_bytes=config.max_body_bytes)
         self.pool = upstream.UpstreamPool(dial)
-        self.ledger = Ledger(self._loop.time)
+        self.metrics = Metrics()
+        self._lag = LagClock(self._loop, self.metrics.lag.observe)
+        self.ledger = Ledger(self._loop.time, self._recorded)
         self.queue = Queue(max_queued=config.max_queue)
         self.loader = Loader(
-            fleet, self.pool, self.queue, self._loop.time, self._model_changed, self._load_failed
+            fleet,
+            self.pool,
+            self.queue,
+            self._loop.time,
+            self._model_changed,
+            self._load_failed,
+            self.metrics,
         )
         self._roster = Roster(fleet.fleet, self.loader.resident)
         self._exchanges: dict[str, Exchange] = {}
@@ -95,6 +104,7 @@ class Gateway:
         host = self._config.host
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._sweeper = self._loop.create_task(self._sweep())
+        self._lag.start()
 
     async def serve_control(self, listener: socket.socket) -> None:
         """Answer on the control socket too, with the routes that change things."""
@@ -115,6 +125,7 @@ class Gateway:
     async def close(self) -> None:
         """Cut what still runs, close everything."""
         self._unsubscribe()
+        self._lag.stop()
         for server in self._servers:
             server.close()
         for exchange in list(self._exchanges.values()):
@@ -142,6 +153,7 @@ class Gateway:
                 exchange.check(now, FIRST_BYTE_S, IDLE_S)
                 self._check_stuck(exchange, now)
             self._carry_out(self.queue.pump_all(self._roster, now))
+            self.metrics.look(self._fleet.fleet)
 
     def _check_stuck(self, exchange: Exchange, now_s: float) -> None:
         ticket = exchange.ticket
@@ -159,6 +171,10 @@ class Gateway:
 
     def now(self) -> float:
         return self._loop.time()
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
 
     def opened(self, connection: http.HttpConnection) -> bool:
         self._connections.add(connection)
@@ -191,8 +207,9 @@ class Gateway:
         message: str,
         extra: bytes = b"",
     ) -> None:
-        body = errors.error_body(dialect_of(request.path), status, message)
-        connection.reply(status, body, http.JSON, extra)
+        dialect = dialect_of(request.path)
+        self.metrics.refused(dialect, status)
+        connection.reply(status, errors.error_body(dialect, status, message), http.JSON, extra)
 
     # -- inference
 
@@ -276,7 +293,8 @@ class Gateway:
             return
         log.warning("engine failed", extra={"engine": seat.key, "reason": reason})
         others = self.has_other(ticket.ask.model, frozenset({seat.incarnation}))
-        self.queue.failed(seat.key, self.now(), others=others)
+        ejected = self.queue.failed(seat.key, self.now(), others=others)
+        self.metrics.engine_failed(seat.key, ejected=ejected)
         self._fleet.kick(seat.engine)
 
     def has_other(self, model: str, exclude: frozenset[str]) -> bool:
@@ -321,6 +339,10 @@ class Gateway:
         self._carry_out(self.queue.pump(model, self._roster, self.now()))
         self.poke()
 
+    def _recorded(self, record: Record) -> None:
+        """A request ended: count it and keep its record."""
+        self.metrics.ended(record)
+
     def _load_failed(self, model: str, status: int, message: str) -> None:
         """Whoever waits only for this load hears what the engine said."""
         if any(seat.warm and not seat.refused for seat in self._roster.seats(model)):
@@ -328,6 +350,7 @@ class Gateway:
             return
         for ticket in self.queue.drop_waiting(model):
             exchange: Exchange = ticket.owner
+            exchange.record.cause = "load_failed"
             exchange.refuse(status, message)
 
     # -- the console's view

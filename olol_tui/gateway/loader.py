@@ -15,6 +15,7 @@ from olol_tui.errors import OlolError
 from olol_tui.fleet.snapshot import RUNNERS, Fleet
 from olol_tui.gateway import upstream
 from olol_tui.gateway.dialects import errors
+from olol_tui.gateway.metrics import Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.models.names import canonical
 from olol_tui.routing.queue import Load, Queue
@@ -65,6 +66,7 @@ class Loader:
         now: Callable[[], float],
         changed: Callable[[str], None],
         failed: Failed,
+        metrics: Metrics,
     ) -> None:
         self._fleet = fleet
         self._pool = pool
@@ -72,6 +74,7 @@ class Loader:
         self._now = now
         self._changed = changed
         self._failed = failed
+        self._metrics = metrics
         self._launches: dict[tuple[str, str], tuple[str, float]] = {}
         """(seat key, model) → (engine id, started)."""
         self._calls: dict[_EngineLoad, upstream.Call] = {}
@@ -115,6 +118,7 @@ class Loader:
         seat, model = load.seat, load.model
         self._queue.load_ended(seat.key, model)
         now = self._now()
+        self._metrics.loaded(model, seat.engine, now - load.started_s, ok=status == 200)
         if status == 200:
             self._queue.speeds.loaded(seat.node, seat.size_bytes, now - load.started_s)
             self._queue.succeeded(seat.key)
@@ -137,10 +141,12 @@ class Loader:
                 continue
             if engine.state == "ready":
                 self._forget(key, model)
+                self._metrics.loaded(model, engine_id, now_s - started_s, ok=True)
                 size = sum(x.size_bytes for x in engine.loaded)
                 self._queue.speeds.loaded(engine.node, size, now_s - started_s)
             elif engine.state == "failed":
                 self._forget(key, model)
+                self._metrics.loaded(model, engine_id, now_s - started_s, ok=False)
                 reason = engine.error or (engine.log_tail[-1] if engine.log_tail else "it exited")
                 self._failed(model, 500, f"{engine.id} failed to load {model}: {reason}")
         for (engine_id, model), until_s in list(self.resident.items()):

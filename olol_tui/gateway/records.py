@@ -45,6 +45,8 @@ class Record:
     decode_tps: float | None = None
     status: int | None = None
     error: str = ""
+    cause: str = ""
+    """Of a failed or cancelled one, in a word that can be counted."""
     why: Decision | None = None
     retries: int = 0
     _final: Request | None = None
@@ -99,8 +101,11 @@ class _ModelWindow:
 class Ledger:
     """All records of a gateway."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], ended: Callable[[Record], None] | None = None
+    ) -> None:
         self._clock = clock
+        self._ended = ended
         self._count = 0
         self.live: dict[str, Record] = {}
         self.finished: deque[Record] = deque(maxlen=_KEPT)
@@ -128,6 +133,10 @@ class Ledger:
         record.status = status
         record.error = error
         self.finished.append(record)
+        if state == "done":
+            record.cause = ""
+        elif not record.cause:
+            record.cause = _cause(state, status)
         if state == "failed":
             self.errors += 1
         window = self._models.get(record.model)
@@ -136,6 +145,8 @@ class Ledger:
         window.ended.append((now, record.tokens))
         if record.first_s is not None and state == "done":
             window.ttft.append(record.first_s - record.arrived_s)
+        if self._ended is not None:
+            self._ended(record)
 
     def views(self) -> tuple[Request, ...]:
         """Finished ones first, then the live ones, newest last."""
@@ -168,3 +179,12 @@ class Ledger:
 
     def models(self) -> list[str]:
         return list(self._models)
+
+
+def _cause(state: RequestState, status: int | None) -> str:
+    """For an end that nobody put more exactly."""
+    if state == "cancelled":
+        return "cancelled"
+    if status == 503:
+        return "unavailable"
+    return "bad_request" if status is not None and 400 <= status < 500 else "engine_error"

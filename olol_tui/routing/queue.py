@@ -202,16 +202,21 @@ class Queue:
         """(seat key, model) → when our load of it began."""
         return dict(self._loads)
 
-    def failed(self, engine: str, now_s: float, *, others: bool) -> None:
+    def failed(self, engine: str, now_s: float, *, others: bool) -> bool:
         """An engine broke off or refused a request.
 
         Args:
             others: another engine can serve the model; the last one is never ejected.
+
+        Returns:
+            Whether it is left alone for a while now.
         """
         count = self._failures[engine] = self._failures.get(engine, 0) + 1
         if others and count >= EJECT_AFTER:
             span_s = min(EJECT_BASE_S * (count - EJECT_AFTER + 1), EJECT_MAX_S)
             self._down_until[engine] = now_s + span_s
+            return True
+        return False
 
     def succeeded(self, engine: str) -> None:
         if engine in self._failures:
