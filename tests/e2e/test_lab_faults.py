@@ -88,6 +88,17 @@ def test_rst_resets_what_is_open_and_refuses_what_is_new(lab: Lab) -> None:
     assert greets(host)
 
 
+def test_a_reset_is_for_one_host_only(lab: Lab) -> None:
+    """A bridge floods what is for a host that is off; the one that resets must not answer for it."""
+    reset, off = lab.hosts["h1"], lab.hosts["h2"]
+    reset.cut("rst")
+    off.kill()
+    assert not greets(off, SILENT_S)
+    off.boot()
+    off.cut("out")
+    assert not greets(off, SILENT_S)
+
+
 def test_netem_delays_both_ways_in_order(lab: Lab) -> None:
     host = lab.hosts["h1"]
     with datagrams(host) as wire:

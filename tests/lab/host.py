@@ -157,7 +157,7 @@ class Host:
         """Cuts the host off until `heal`.
 
         drop: nothing gets through, silently. link: its carrier is gone. in: it hears
-        nothing. out: nobody hears it. rst: every TCP segment is answered with a reset.
+        nothing. out: nobody hears it. rst: every TCP segment resets its connection at both ends.
         """
         if how not in network.CUTS:
             raise LabError(f"cut {how!r}: one of {', '.join(network.CUTS)}")

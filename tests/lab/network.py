@@ -220,7 +220,7 @@ def _start_wire(lab: LabRecord, host: HostRecord, spec: str) -> None:
             ]
         )
     place = str(lab.directory / host.name)
-    argv = [sys.executable, "-I", "-S", str(WIRE), place, host.port, host.wire_end]
+    argv = [sys.executable, "-I", "-S", str(WIRE), place, host.port, host.mac, host.wire_end]
     with open(f"{place}/wire.log", "ab") as log:
         process = processes.start([*argv, host.wire_port, str(host.init.pid), *spec.split()], log)
     assert process.stdin is not None and process.stdout is not None

@@ -4,7 +4,7 @@ A script of its own (`python -I -S`): it relays raw Ethernet frames in user spac
 kernels without `tc netem` and for faults that need a look into the packet without asking
 for a firewall tool. About 25 MB/s.
 
-Arguments: PLACE HOST_LINK WIRE_END BRIDGE_PORT INIT_PID MODE DELAY_MS JITTER_MS LOSS_PERCENT;
+Arguments: PLACE HOST_LINK HOST_MAC WIRE_END BRIDGE_PORT INIT_PID MODE DELAY_MS JITTER_MS LOSS_PERCENT;
 MODE is pass, in (the host hears nothing), out (nobody hears the host) or rst. Two bytes on
 stdout: ready to take over (it then waits for stdin), and relaying.
 """
@@ -88,40 +88,58 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def reset_for(frame: bytes) -> bytes:
-    """The frame that resets the connection of a TCP segment, for its sender; empty for all else."""
+def resets_for(frame: bytes) -> tuple[bytes, bytes]:
+    """Frames that reset the connection of a TCP segment: at its sender, and at its receiver.
+
+    Empty for all else, and for a segment that is itself a reset.
+    """
     if len(frame) < 54 or struct.unpack_from("!H", frame, 12)[0] != ETH_P_IP:
-        return b""
+        return b"", b""
     header = (frame[14] & 15) * 4
     if frame[23] != IPPROTO_TCP or struct.unpack_from("!H", frame, 20)[0] & 0x1FFF:
-        return b""
+        return b"", b""
     tcp = 14 + header
     source_port, target_port, seq, ack, offset, flags = struct.unpack_from("!HHLLBB", frame, tcp)
     if flags & RST:
-        return b""
-    source, target = frame[26:30], frame[30:34]
-    if flags & ACK:  # RFC 9293: the reset carries the number that the sender expects next
-        number, answer, bits = ack, 0, RST
+        return b"", b""
+    here, there = (frame[26:30], source_port), (frame[30:34], target_port)
+    to_sender, to_receiver = frame[6:12] + frame[:6] + frame[12:14], frame[:14]
+    # A reset counts if it has the number that its receiver expects next.
+    if flags & ACK:
+        back = _reset(there, here, ack, 0, RST)
     else:
         total = struct.unpack_from("!H", frame, 16)[0]
         length = total - header - (offset >> 4) * 4 + bool(flags & SYN) + bool(flags & FIN)
-        number, answer, bits = 0, (seq + length) & 0xFFFFFFFF, RST | ACK
-    segment = struct.pack(
-        "!HHLLBBHHH", target_port, source_port, number, answer, 0x50, bits, 0, 0, 0
-    )
-    pseudo = target + source + struct.pack("!BBH", 0, IPPROTO_TCP, len(segment))
+        back = _reset(there, here, 0, (seq + length) & 0xFFFFFFFF, RST | ACK)
+    return to_sender + back, to_receiver + _reset(here, there, seq, ack, RST)
+
+
+def _reset(
+    source: tuple[bytes, int], target: tuple[bytes, int], seq: int, ack: int, flags: int
+) -> bytes:
+    """An IPv4 packet with a TCP header and nothing in it; ends are address and port."""
+    segment = struct.pack("!HHLLBBHHH", source[1], target[1], seq, ack, 0x50, flags, 0, 0, 0)
+    pseudo = source[0] + target[0] + struct.pack("!BBH", 0, IPPROTO_TCP, len(segment))
     segment = segment[:16] + struct.pack("!H", checksum(pseudo + segment)) + segment[18:]
-    packet = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0x4000, 64, IPPROTO_TCP, 0) + target + source
-    packet = packet[:10] + struct.pack("!H", checksum(packet)) + packet[12:]
-    return frame[6:12] + frame[:6] + frame[12:14] + packet + segment
+    packet = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0x4000, 64, IPPROTO_TCP, 0)
+    packet += source[0] + target[0]
+    return packet[:10] + struct.pack("!H", checksum(packet)) + packet[12:] + segment
 
 
 class Wire:
     """Two links and what happens between them."""
 
     def __init__(
-        self, host: str, bridge: str, mode: str, delay_s: float, jitter_s: float, loss: float
-    ):
+        self,
+        host: str,
+        mac: bytes,
+        bridge: str,
+        mode: str,
+        delay_s: float,
+        jitter_s: float,
+        loss: float,
+    ) -> None:
+        self.mac = mac
         self.host, self.bridge = open_link(host), open_link(bridge)
         self.peer = {self.host: self.bridge, self.bridge: self.host}
         self.mode, self.delay_s, self.jitter_s, self.loss = mode, delay_s, jitter_s, loss
@@ -155,11 +173,18 @@ class Wire:
             if link is self.blocked or (self.loss and random.random() < self.loss):
                 continue
             if self.mode == "rst":
-                if reset := reset_for(frame):
-                    self._send(link, reset)
-                continue
-            self._pass(link, frame)
+                self._reset(link, frame)
+            else:
+                self._pass(link, frame)
         return True
+
+    def _reset(self, link: socket.socket, frame: bytes) -> None:
+        # The bridge floods what is for a host that it has not heard of lately: not ours.
+        if self.mac in (frame[:6], frame[6:12]):
+            to_sender, to_receiver = resets_for(frame)
+            if to_sender:
+                self._send(link, to_sender)
+                self._send(self.peer[link], to_receiver)
 
     def _pass(self, link: socket.socket, frame: bytes) -> None:
         if not self.delay_s:
@@ -180,7 +205,7 @@ class Wire:
 
 
 def main(argv: list[str]) -> None:
-    _place, host, end, port, init, mode, *numbers = argv
+    _place, host, mac, end, port, init, mode, *numbers = argv
     delay_ms, jitter_ms, loss_percent = map(float, numbers)
 
     def restore(_signal: int, _frame: FrameType | None) -> None:
@@ -194,7 +219,8 @@ def main(argv: list[str]) -> None:
     offload(port, False)
     offload_inside(int(init), False)
     signal.signal(signal.SIGTERM, restore)
-    wire = Wire(host, end, mode, delay_ms / 1000, jitter_ms / 1000, loss_percent / 100)
+    seconds = (delay_ms / 1000, jitter_ms / 1000)
+    wire = Wire(host, bytes.fromhex(mac.replace(":", "")), end, mode, *seconds, loss_percent / 100)
     os.write(1, b"+")
     wire.relay()
 
