@@ -218,9 +218,7 @@ def probe() -> int:
     for name in ("upper", "work", "root"):
         os.mkdir(f"/mnt/{name}")
     os.setxattr("/mnt/upper", "trusted.overlay.opaque", b"y")
-    mount(
-        "overlay", "/mnt/root", "overlay", 0, "lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work"
-    )
+    mount("overlay", "/mnt/root", "overlay", 0, "lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work")
     mount("proc", "/proc", "proc", KERNEL_FS)
     mount("sysfs", "/sys", "sysfs", KERNEL_FS | MS_RDONLY)
     make_network("link add t0 type veth peer name t1\n")

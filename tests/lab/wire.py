@@ -2,7 +2,7 @@
 
 A script of its own (`python -I -S`): it relays raw Ethernet frames in user space, for
 kernels without `tc netem` and for faults that need a look into the packet without asking
-for a firewall tool. About 25 MB/s.
+for a firewall tool. Tens of megabytes a second.
 
 Arguments: PLACE HOST_LINK HOST_MAC WIRE_END BRIDGE_PORT INIT_PID MODE DELAY_MS JITTER_MS LOSS_PERCENT;
 MODE is pass, in (the host hears nothing), out (nobody hears the host) or rst. Two bytes on
