@@ -131,7 +131,9 @@ def _resolve(target: Target, config: Path | None) -> tuple[Hop, list[str]]:
     listed = _paths(found.get("IdentityFile"))
     usual = tuple(Path("~/.ssh", name).expanduser() for name in _DEFAULT_IDENTITIES)
     identities = tuple(dict.fromkeys((*target.identities, *listed)))
-    agent = str(found.get("IdentityAgent") or os.environ.get("SSH_AUTH_SOCK", ""))
+    agent = found.get("IdentityAgent", "SSH_AUTH_SOCK")  # None: the user wrote `none`.
+    if agent == "SSH_AUTH_SOCK":
+        agent = os.environ.get("SSH_AUTH_SOCK")
     jump = str(options.tunnel) if isinstance(options.tunnel, str) else ""
     hop = Hop(
         target=target,
@@ -142,7 +144,7 @@ def _resolve(target: Target, config: Path | None) -> tuple[Hop, list[str]]:
         identities=identities or usual,
         explicit_identities=bool(identities),
         identities_only=bool(found.get("IdentitiesOnly", False)),
-        agent_path="" if agent in ("", "none", "SSH_AUTH_SOCK") else str(Path(agent).expanduser()),
+        agent_path=str(Path(str(agent)).expanduser()) if agent else "",
         known_hosts=target.known_hosts or _paths(found.get("UserKnownHostsFile")),
         has_ciphers=found.get("Ciphers") is not None,
         has_host_key_algorithms=found.get("HostKeyAlgorithms") is not None,

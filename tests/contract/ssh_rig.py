@@ -98,6 +98,12 @@ class Sshd:
         """Processes that serve connections, and what they run."""
         return [] if self._process is None else descendants(self._process.pid)
 
+    def signal_ssh(self, sig: signal.Signals) -> None:
+        """Only sshd's own processes, not what users run."""
+        for pid in self.sessions():
+            if "sshd" in Path(f"/proc/{pid}/comm").read_text():
+                _kill(pid, sig)
+
     def signal_sessions(self, sig: signal.Signals) -> None:
         for pid in self.sessions():
             _kill(pid, sig)
