@@ -7,6 +7,7 @@ somebody's page arrives with its Origin. Both are refused, as Ollama does.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -15,6 +16,13 @@ from olol_tui.gateway.http import Request
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 _APP_SCHEMES = {"app", "file", "tauri", "vscode-webview", "vscode-file"}
 _CACHED = 1024
+_CORS = (
+    b"Access-Control-Allow-Origin: %s\r\nVary: Origin\r\n"
+    b"Access-Control-Expose-Headers: X-Olol-Request, X-Olol-Engine, Retry-After\r\n"
+)
+_METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
+_PREFLIGHT_S = 43200
+_HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:\s*,\s*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
 
 
 class Access:
@@ -25,14 +33,19 @@ class Access:
         self._hostname = socket.gethostname().lower()
         self._known: dict[bytes, bool] = {}
 
-    def refusal(self, request: Request) -> str:
-        """Why a request is refused; empty when it is welcome."""
+    def admit(self, request: Request) -> str:
+        """Why a request is refused; empty when it is welcome.
+
+        For a welcome page of another origin the reply's CORS headers are noted on the request.
+        """
         host = request.headers.get(b"host", b"")
         if self._guarded and host and not self._cached(host, self._host_allowed):
             return f"the host {host.decode('latin-1')!r} is not one of this machine"
         origin = request.headers.get(b"origin")
-        if origin and not self._cached(origin, self._origin_allowed):
-            return f"requests from the origin {origin.decode('latin-1')!r} are not allowed"
+        if origin:
+            if not self._cached(origin, self._origin_allowed):
+                return f"requests from the origin {origin.decode('latin-1')!r} are not allowed"
+            request.cors = _CORS % origin
         return ""
 
     def _cached(self, value: bytes, check: object) -> bool:
@@ -60,6 +73,21 @@ class Access:
         if parts.scheme in _APP_SCHEMES:
             return True
         return parts.hostname in ("localhost", "127.0.0.1", "0.0.0.0", "::1")
+
+
+def preflight(request: Request) -> bytes:
+    """Header lines that answer OPTIONS: what a page of a welcome origin may send."""
+    allow = b"Allow: %s\r\n" % _METHODS
+    if not request.cors:
+        return allow
+    asked = request.headers.get(b"access-control-request-headers", b"")
+    # The origin is trusted already, so its libraries may send what headers they like.
+    if _HEADER_NAMES.fullmatch(asked):
+        allow += b"Access-Control-Allow-Headers: %s\r\n" % asked
+    return allow + b"Access-Control-Allow-Methods: %s\r\nAccess-Control-Max-Age: %d\r\n" % (
+        _METHODS,
+        _PREFLIGHT_S,
+    )
 
 
 def is_loopback(host: str) -> bool:

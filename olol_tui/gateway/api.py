@@ -13,6 +13,7 @@ from olol_tui.errors import ModelNotFound, OlolError
 from olol_tui.fleet.commands import Unload, decode_command
 from olol_tui.fleet.snapshot import RUNNERS, Fleet, encode
 from olol_tui.gateway import bodies, http, upstream
+from olol_tui.gateway.access import preflight
 from olol_tui.gateway.dialects import aggregate, errors, show
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.scrape import Scrape
@@ -59,6 +60,9 @@ class Api:
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
         path = request.path
+        if request.method == b"OPTIONS":
+            connection.reply_empty(preflight(request))
+            return
         methods = self._routes.get(path)
         if methods is None and path.startswith("/v1/models/"):
             methods = {b"GET": self._openai_model}

@@ -23,7 +23,7 @@ from olol_tui.gateway.loader import Loader
 from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.records import Ledger, Record
-from olol_tui.gateway.routes import INFERENCE, Inference, dialect_of
+from olol_tui.gateway.routes import BLOBS, INFERENCE, Inference, dialect_of
 from olol_tui.gateway.times import rfc3339
 from olol_tui.models.names import canonical, is_cloud
 from olol_tui.routing.policy import NOBODY
@@ -56,6 +56,7 @@ class Gateway:
         self._config = config
         self._fleet = fleet
         self.limits = http.Limits(body_bytes=config.max_body_bytes)
+        self.streamed = BLOBS
         self.pool = upstream.UpstreamPool(dial)
         self.metrics = Metrics()
         self._lag = LagClock(self._loop, self.metrics.lag.observe)
@@ -147,7 +148,8 @@ class Gateway:
             await asyncio.sleep(1.0)
             now = self.now()
             for connection in list(self._connections):
-                if connection.active is None and now > connection.deadline:
+                waits = connection.active is None or connection.receiving
+                if waits and now > connection.deadline:
                     connection.abort()
             for exchange in list(self._exchanges.values()):
                 exchange.check(now, FIRST_BYTE_S, IDLE_S)
@@ -188,16 +190,18 @@ class Gateway:
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
         path = request.path
-        if reason := self._access.refusal(request):
+        if reason := self._access.admit(request):
             self.error(connection, request, 403, reason)
             return
         route = INFERENCE.get(path)
         if route is None:
             self.api.handle(connection, request)
-        elif request.method != b"POST":
-            self.error(connection, request, 405, "method not allowed", b"Allow: POST\r\n")
-        else:
+        elif request.method == b"POST":
             self._infer(connection, request, route)
+        elif request.method == b"OPTIONS":
+            self.api.handle(connection, request)
+        else:
+            self.error(connection, request, 405, "method not allowed", b"Allow: POST\r\n")
 
     def error(
         self,
@@ -428,6 +432,7 @@ class ControlApp:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.limits = gateway.limits
+        self.streamed = gateway.streamed
         self.opened = gateway.opened
         self.closed = gateway.closed
         self.refuse = gateway.refuse

@@ -9,89 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Protocol, cast
-from urllib.parse import parse_qs, unquote
+from typing import cast
+from urllib.parse import unquote
 
 import httptools
 
+from olol_tui.gateway.message import (
+    JSON,
+    NDJSON,
+    SSE,
+    App,
+    BodySink,
+    Handler,
+    Limits,
+    Request,
+    closing,
+    reply_head,
+)
+
+__all__ = ["JSON", "NDJSON", "SSE", "Handler", "HttpConnection", "Limits", "Request"]
+
 log = logging.getLogger("olol.gateway.http")
 
-REASONS = {int(status): status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
-_STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n".encode() for code, phrase in REASONS.items()}
-JSON = b"application/json; charset=utf-8"
-NDJSON = b"application/x-ndjson"
-SSE = b"text/event-stream"
 _MAX_PIPELINED = 16
 _LINGER_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client may send. Times in seconds, sizes in bytes."""
-
-    body_bytes: int = 128 * 1024 * 1024
-    header_bytes: int = 32 * 1024
-    header_s: float = 10.0
-    """To send a whole request head, once its first byte came."""
-    body_s: float = 60.0
-    """Between two pieces of a request body."""
-    idle_s: float = 120.0
-    """A keep-alive connection without a request."""
-    connections: int = 2000
-
-
-class Handler(Protocol):
-    """Whoever answers the active request of a connection."""
-
-    def client_gone(self) -> None: ...
-
-    def client_paused(self) -> None: ...
-
-    def client_resumed(self) -> None: ...
-
-
-class App(Protocol):
-    limits: Limits
-
-    def handle(self, connection: HttpConnection, request: Request) -> None: ...
-
-    def refuse(self, connection: HttpConnection, status: int, message: str) -> None: ...
-
-    def opened(self, connection: HttpConnection) -> bool: ...
-
-    def closed(self, connection: HttpConnection) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One parsed request, body complete."""
-
-    method: bytes
-    path: str
-    query: str
-    headers: dict[bytes, bytes]
-    body: bytes = b""
-    http11: bool = True
-    keep_alive: bool = True
-    parts: list[bytes] = field(default_factory=list)
-    size: int = 0
-
-    def param(self, name: str, default: str = "") -> str:
-        """First value of a query parameter."""
-        return parse_qs(self.query).get(name, [default])[0]
 
 
 class HttpConnection(asyncio.Protocol):
     """Parses requests in order, hands one at a time to the app, frames its reply."""
 
     __slots__ = (
-        "_app", "_buffered", "_chunked", "_head", "_header_bytes", "_headers", "_loop", "_parser",
-        "_queue", "_refused", "_request", "_url", "active", "deadline", "handler", "paused",
-        "peer", "started", "transport",
+        "_app", "_arriving", "_chunked", "_head", "_header_bytes", "_headers", "_held", "_loop",
+        "_parser", "_queue", "_refused", "_request", "_reusable", "_streamed", "_url", "active",
+        "deadline", "handler", "paused", "peer", "started", "transport",
     )  # fmt: skip
 
     def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
@@ -105,8 +58,13 @@ class HttpConnection(asyncio.Protocol):
         self._header_bytes = 0
         self._head = b""
         self._chunked = False
-        self._buffered = 0
         self._refused = False
+        self._streamed = app.streamed
+        self._arriving: Request | None = None
+        """The request whose streamed body is not all here yet."""
+        self._reusable = False
+        """Whether the connection may go on once that body is here."""
+        self._held = False
         self.transport: asyncio.Transport | None = None
         self.peer = ""
         self.active: Request | None = None
@@ -139,7 +97,9 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(400, f"malformed HTTP request: {error}")
             return
         # Not from inside the parser: it would hide what a handler raises.
-        if self._queue and self.active is None:
+        if self._arriving is not None:
+            self._pass_body(self._arriving)
+        elif self._queue and self.active is None:
             self._serve(self._queue.popleft())
 
     def eof_received(self) -> bool:
@@ -147,6 +107,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self._arriving = None
         self._queue.clear()
         handler, self.handler, self.active = self.handler, None, None
         self._app.closed(self)
@@ -201,9 +162,12 @@ class HttpConnection(asyncio.Protocol):
             http11=parser.get_http_version() == "1.1",
             keep_alive=parser.should_keep_alive(),
         )
-        length = self._headers.get(b"content-length")
-        if length is not None and int(length) > self._app.limits.body_bytes:
-            self._refuse_body()
+        if request.path.startswith(self._streamed) and request.method == b"POST":
+            self._expect_body(request)
+        else:
+            length = self._headers.get(b"content-length")
+            if length is not None and int(length) > self._app.limits.body_bytes:
+                self._refuse_body()
         if self._headers.get(b"expect", b"").lower() == b"100-continue" and self.active is None:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._request = request
@@ -213,7 +177,7 @@ class HttpConnection(asyncio.Protocol):
         if request is None:
             return
         request.size += len(data)
-        if request.size > self._app.limits.body_bytes:
+        if request.size > self._app.limits.body_bytes and request is not self._arriving:
             self._refuse_body()
         request.parts.append(data)
         self.deadline = self._loop.time() + self._app.limits.body_s
@@ -226,6 +190,9 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         request, self._request = self._request, None
         if request is None or self._refused:
+            return
+        if request is self._arriving:
+            request.keep_alive = self._reusable
             return
         parts = request.parts
         request.body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -249,11 +216,53 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._app.refuse(self, 500, "internal error")
 
-    # -- replies
+    # -- streamed bodies
+
+    def _expect_body(self, request: Request) -> None:
+        if self.active is not None or self._queue:
+            # Its body would have to wait in memory for the end of another reply.
+            self._refuse(400, "a request with a streamed body cannot be pipelined")
+            raise ValueError("pipelined")
+        self._arriving = request
+        # A reply before the end of the body is the last on this connection.
+        self._reusable, request.keep_alive = request.keep_alive, False
+
+    def _pass_body(self, request: Request) -> None:
+        """Hand on what came of a streamed body, and its end."""
+        if self.active is None:
+            self._serve(request)
+        complete = self._request is not request
+        parts, request.parts = request.parts, []
+        if complete:
+            self._arriving = None
+            self.want_body()  # nothing of it, but the end of the connection
+        if self.active is not request:
+            return
+        sink = cast(BodySink, self.handler)
+        if parts:
+            sink.body_data(parts[0] if len(parts) == 1 else b"".join(parts))
+        if complete and self.active is request:
+            sink.body_end()
 
     @property
-    def open(self) -> bool:
-        return self.transport is not None and not self.transport.is_closing()
+    def receiving(self) -> bool:
+        """A streamed body is on its way: the deadline holds although a request is active."""
+        return self._arriving is not None
+
+    def hold_body(self) -> None:
+        """Read no more of a streamed body until `want_body`: who takes it is slower."""
+        if self._arriving is not None and self.transport is not None:
+            self._held = True
+            self.transport.pause_reading()
+            self.deadline = math.inf
+
+    def want_body(self) -> None:
+        if self._held and self.transport is not None:
+            self._held = False
+            self.transport.resume_reading()
+            self.deadline = self._loop.time() + self._app.limits.body_s
+
+    # -- replies
 
     def reply(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
@@ -262,15 +271,19 @@ class HttpConnection(asyncio.Protocol):
         request = self.active
         if request is None:
             return
-        head = b"%sContent-Type: %s\r\n%sContent-Length: %d\r\n%s\r\n" % (
-            _STATUS_LINES[status],
-            content_type,
-            extra,
-            len(body),
-            b"" if request.keep_alive else b"Connection: close\r\n",
-        )
+        framing = b"Content-Length: %d\r\n%s" % (len(body), closing(request))
+        head = reply_head(request, status, content_type, extra, framing)
         self.started = True
         self._write(head if request.method == b"HEAD" else head + body)
+        self._done(request.keep_alive)
+
+    def reply_empty(self, extra: bytes = b"") -> None:
+        """204: no body, and no header that describes one."""
+        request = self.active
+        if request is None:
+            return
+        self.started = True
+        self._write(reply_head(request, 204, b"", extra, closing(request)))
         self._done(request.keep_alive)
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
@@ -282,12 +295,7 @@ class HttpConnection(asyncio.Protocol):
         framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
         if not (self._chunked and request.keep_alive):
             framing += b"Connection: close\r\n"
-        self._head = b"%sContent-Type: %s\r\n%s%s\r\n" % (
-            _STATUS_LINES[status],
-            content_type,
-            extra,
-            framing,
-        )
+        self._head = reply_head(request, status, content_type, extra, framing)
 
     def send(self, data: bytes, *, hold: bool = False) -> None:
         """One piece of the body of a reply that was begun.
@@ -357,16 +365,19 @@ class HttpConnection(asyncio.Protocol):
         transport = self.transport
         if transport is None:
             return
-        if self._refused and transport.can_write_eof():
+        if (self._refused or self._arriving is not None) and transport.can_write_eof():
             # The client may still be sending: closing now would reset the connection and take
             # our answer with it. What it sends is dropped until it leaves or the time is up.
+            self.want_body()
+            self._refused = True
+            self._arriving = None
             transport.write_eof()
             self.deadline = self._loop.time() + _LINGER_S
         else:
             transport.close()
 
     def _serve_next(self) -> None:
-        if self.active is None and self._queue and self.open:
+        if self.active is None and self._queue and self.transport is not None:
             self._serve(self._queue.popleft())
 
     def _refuse(self, status: int, message: str) -> None:

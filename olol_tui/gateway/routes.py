@@ -34,6 +34,10 @@ INFERENCE = {
 }
 
 
+BLOBS = "/api/blobs/"
+"""Under this path bodies are of any size: they pass through as they come."""
+
+
 def dialect_of(path: str) -> Dialect:
     """In which shape to answer on a path, also on one that does not exist."""
     if path.startswith("/v1/messages"):
