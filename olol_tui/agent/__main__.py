@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         "serve": _serve,
         "embedded": _embedded,
         "sim-engine": _sim_engine,
+        "guard": _guard,
     }
     command = commands.get(given[0]) if given else None
     if command is None:
@@ -49,6 +50,12 @@ def _sim_engine(argv: list[str]) -> int:
     from .simengine import main as sim_engine
 
     return sim_engine(argv)
+
+
+def _guard(argv: list[str]) -> int:
+    from .upgrade import watch
+
+    return watch(argv)
 
 
 def _selfcheck() -> int:

@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import time
-from typing import Any, AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, AsyncIterator, Awaitable, Callable
 
 from . import PROTOCOL, __version__, foreign, inventory, logs, proc, store
 from .devices import DeviceSource
@@ -15,7 +16,7 @@ from .engines.simulated import store_path
 from .errors import BadRequest, NotFound
 from .lease import HEADER, Controller, Lease
 from .records import State
-from .server import Request, Router
+from .routes import Request, Router
 from .spec import parse_specs
 from .supervisor import Supervisor
 from .telemetry import Telemetry
@@ -35,6 +36,7 @@ class Api:
         facts: Facts,
         lease: Lease,
         stop: Callable[[bool], None],
+        upgrade: Callable[[Path, str], Awaitable[dict[str, Any]]],
     ) -> None:
         self._state = state
         self._supervisor = supervisor
@@ -42,6 +44,7 @@ class Api:
         self._facts = facts
         self._lease = lease
         self._stop = stop
+        self._replace = upgrade
 
     def router(self) -> Router:
         router = Router()
@@ -57,6 +60,7 @@ class Api:
         router.add("GET", "/v1/telemetry/stream", self._stream)
         router.add("POST", "/v1/claim", self._claim)
         router.add("POST", "/v1/release", self._release)
+        router.add("POST", "/v1/upgrade", self._upgrade)
         router.add("POST", "/v1/shutdown", self._shutdown)
         return router
 
@@ -145,6 +149,15 @@ class Api:
             self._lease.release(who)
         self._stop(engines == "stop")
         return {}
+
+    async def _upgrade(self, request: Request) -> dict[str, Any]:
+        body = request.json()
+        path, sha256 = body.get("path"), body.get("sha256", "")
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise BadRequest("path: expected the absolute path of an agent's zipapp")
+        if not isinstance(sha256, str):
+            raise BadRequest("sha256: expected a string")
+        return await self._replace(Path(path), sha256)
 
     async def _claim(self, request: Request) -> dict[str, Any]:
         self._lease.claim(_controller(request))

@@ -127,6 +127,8 @@ class Process:
         self.exited = True
         if self._child is not None:
             self.returncode = self._child.wait()
+        else:
+            self.returncode = _reaped(self.pid)
         self._gone.set()
         self._on_exit()
 
@@ -138,3 +140,14 @@ class Process:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def _reaped(pid: int) -> int | None:
+    """The exit status of an adopted process that is our child: we have replaced ourselves."""
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if not found:
+        return None
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

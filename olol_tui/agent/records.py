@@ -78,7 +78,11 @@ class State:
         StartError: the directory cannot be used, or another agent holds it.
     """
 
-    def __init__(self, root: Path, machine_id: str) -> None:
+    def __init__(self, root: Path, machine_id: str, lock: int | None = None) -> None:
+        """
+        Args:
+            lock: descriptor of the lock, held already by the image that we replace.
+        """
         self.machine_id = machine_id
         self.path = root / (re.sub(r"[^A-Za-z0-9_.-]", "_", machine_id) or "unknown")
         self.engines = self.path / "engines"
@@ -86,7 +90,9 @@ class State:
         try:
             for directory in (self.path, self.engines, self.logs):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(str(self.path / "agent.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            self._lock = lock or os.open(
+                str(self.path / "agent.lock"), os.O_RDWR | os.O_CREAT, 0o600
+            )
         except OSError as error:
             raise StartError(
                 f"the state directory {self.path} cannot be used: {error.strerror}",
@@ -102,7 +108,12 @@ class State:
                 "stop it first, or use another --state-dir",
             ) from error
         os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    @property
+    def lock(self) -> int:
+        """Descriptor of the lock: whoever has it open holds it."""
+        return self._lock
 
     def close(self) -> None:
         os.close(self._lock)

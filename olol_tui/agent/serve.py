@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import __version__, proc
+from . import __version__, proc, upgrade
 from .api import Api, Facts
 from .devices import open_devices
 from .errors import AgentError, BadRequest, StartError
@@ -25,11 +25,17 @@ from .server import Server
 from .spec import Policy
 from .supervisor import Supervisor
 from .telemetry import Telemetry
+from .upgrade import Changing, Handover, Replacement
 
 log = logging.getLogger(__name__)
 
 _SAMPLE_HZ = 1.0
 _SIMULATED_SAMPLE_HZ = 2.0
+
+GRACE_S = 2.0
+"""For calls in progress when we leave for another image."""
+SETTLE_S = 2.0
+"""For adopted engines to be seen ready, after an image took over."""
 
 
 def image() -> Path | None:
@@ -55,14 +61,22 @@ def self_argv() -> tuple[str, ...]:
 def main(argv: list[str]) -> int:
     """Run the agent in the foreground until SIGTERM or POST /v1/shutdown."""
     options = _parse(argv)
+    handover = upgrade.taken_over()
     try:
         policy = Policy.from_json(options.policy)
-        state = State(options.state_dir.expanduser().resolve(), options.machine_id)
+        root = options.state_dir.expanduser().resolve()
+        state = State(root, options.machine_id, handover.lock if handover else None)
     except AgentError as error:
         return _refused(error)
     try:
         _log_to(state.log_path(""), policy)
-        return asyncio.run(_serve(options, policy, state))
+        while True:
+            left = asyncio.run(_serve(options, policy, state, handover, argv))
+            if left is None:
+                return 0
+            replacement, handover = left
+            problem = upgrade.become(replacement.path, argv, handover)
+            log.error("cannot become %s: %s", replacement.path, problem)
     except AgentError as error:
         log.error("%s", error.message)
         return _refused(error)
@@ -70,13 +84,20 @@ def main(argv: list[str]) -> int:
         state.close()
 
 
-async def _serve(options: argparse.Namespace, policy: Policy, state: State) -> int:
+async def _serve(
+    options: argparse.Namespace,
+    policy: Policy,
+    state: State,
+    handover: Handover | None,
+    argv: list[str],
+) -> tuple[Replacement, Handover] | None:
+    """Until it is told to end; when by an upgrade, who comes after us and what they get."""
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[bool] = loop.create_future()
+    ended: asyncio.Future[bool | Replacement] = loop.create_future()
 
-    def stop(stop_engines: bool) -> None:
+    def stop(how: bool | Replacement) -> None:
         if not ended.done():
-            ended.set_result(stop_engines)
+            ended.set_result(how)
 
     # Engines outlive a killed or stopped agent; only /v1/shutdown may end them.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,24 +117,41 @@ async def _serve(options: argparse.Namespace, policy: Policy, state: State) -> i
     )
     lease = Lease(state.path / "controller.json", telemetry.changed)
     supervisor = Supervisor(state, policy, source, self_argv(), telemetry.changed)
-    server = Server(options.socket, Api(state, supervisor, telemetry, facts, lease, stop).router())
+    changing = Changing(archive, argv, options.socket, state.lock, lambda: server.listener(), stop)
+    api = Api(state, supervisor, telemetry, facts, lease, stop, changing.to)
+    server = Server(options.socket, api.router())
     watcher: asyncio.Task[None] | None = None
-    stop_engines = False
+    how: bool | Replacement = False
+    connections: list[tuple[int, str]] = []
     try:
-        await server.start()
-        await supervisor.start()
+        if handover is None:
+            await server.start()
+            await supervisor.start()
+        else:
+            if handover.rolled_back:
+                supervisor.errors.append(f"an upgrade was rolled back: {handover.rolled_back}")
+            await supervisor.start()
+            await supervisor.settled(SETTLE_S)
+            await server.start(handover.listener)
+            await server.resume(handover.connections)
         watcher = asyncio.ensure_future(_watch_foreign(facts, supervisor, telemetry, policy))
         log.info("agent %s serves %s as pid %d", __version__, options.socket, os.getpid())
-        stop_engines = await ended
+        how = await ended
     finally:
         if watcher is not None:
             watcher.cancel()
-        # The socket goes last, so that a console sees the engines stop.
-        await supervisor.close(stop_engines=stop_engines)
-        await server.close()
-        sampler.stop()
-        log.info("agent ended")
-    return 0
+        if isinstance(how, Replacement):
+            connections = await server.hand_over(GRACE_S)
+            await supervisor.close(stop_engines=False)
+        else:
+            # The socket goes last, so that a console sees the engines stop.
+            await supervisor.close(stop_engines=how)
+            await server.close()
+            sampler.stop()
+            log.info("agent ended")
+    if not isinstance(how, Replacement):
+        return None
+    return how, Handover(how.listener, state.lock, connections)
 
 
 async def _watch_foreign(

@@ -76,6 +76,17 @@ class Supervisor:
         self._chore(self._rotate())
         self._chore(self._simulate())
 
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until adopted engines are known to be ready, not longer than that.
+
+        An agent that replaced itself shows nothing before: its engines never stopped.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while any(k.pid and k.status()["state"] == "starting" for k in self._keepers.values()):
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(0.02)
+
     async def close(self, *, stop_engines: bool) -> None:
         """Leave; with `stop_engines` nothing of ours runs afterwards, nor comes back."""
         if stop_engines:
