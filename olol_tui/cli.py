@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from olol_tui import __version__
+from olol_tui import __version__, cli_keys
 from olol_tui.errors import ConfigError, OlolError, PortTaken
 from olol_tui.paths import Paths, UnsafeDirectory
 
@@ -113,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", parents=[shared], help="what is here, and what to do")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.set_defaults(run=_run_doctor)
+
+    cli_keys.add_parser(commands, shared)
 
     stop = commands.add_parser(
         "stop", parents=[shared], help="stop engines and agents that a core has left running"

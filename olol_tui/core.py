@@ -22,6 +22,8 @@ from olol_tui.fleet.controller import Controller
 from olol_tui.fleet.snapshot import Fleet, Node
 from olol_tui.gateway.access import is_loopback
 from olol_tui.gateway.gateway import Gateway
+from olol_tui.gateway.keys import FILE_NAME as KEYS_FILE
+from olol_tui.gateway.keys import KeyStore
 from olol_tui.link import Link
 from olol_tui.paths import Paths
 from olol_tui.ports import port_taken
@@ -40,7 +42,8 @@ class Core:
             start to adopt. May be set until the exit.
 
     Raises (on enter):
-        ConfigError: the address is routable and nobody said that it may be.
+        ConfigError: the address is routable and nobody said that it may be, or the file of
+            keys cannot be used.
         PortTaken: the gateway's address is in use.
     """
 
@@ -64,13 +67,15 @@ class Core:
         self._gateway: Gateway
 
     async def __aenter__(self) -> Core:
-        _check_exposure(self._config.gateway)
+        keys = KeyStore(self._paths.state_dir / KEYS_FILE)
+        keys.load()
+        _check_exposure(self._config.gateway, keys)
         async with AsyncExitStack() as stack:
             self._controller = await stack.enter_async_context(
                 Controller(self._config, self._paths)
             )
             stack.push_async_callback(self._stop_engines)
-            self._gateway = Gateway(self._config.gateway, self._controller)
+            self._gateway = Gateway(self._config.gateway, self._controller, keys=keys)
             stack.push_async_callback(self._gateway.close)
             try:
                 await self._gateway.start()
@@ -140,13 +145,14 @@ class Core:
         return self._controller.logs(node, engine, tail=tail)
 
 
-def _check_exposure(gateway: GatewayConfig) -> None:
-    """Whoever can reach the gateway can use every model: that must be somebody's decision."""
-    if not is_loopback(gateway.host) and not gateway.insecure_no_keys:
+def _check_exposure(gateway: GatewayConfig, keys: KeyStore) -> None:
+    """Without keys, whoever can reach the gateway can use every model: that must be somebody's
+    decision."""
+    if not (is_loopback(gateway.host) or keys.required or gateway.insecure_no_keys):
         raise ConfigError(
             f"{gateway.host} can be reached from other machines, and the gateway asks for no key",
-            hint="Listen on 127.0.0.1 behind a proxy that does, or accept it with "
-            "--insecure-no-keys (insecure_no_keys = true under [gateway]).",
+            hint="Make a key: olol-tui keys create NAME. Or accept it with --insecure-no-keys "
+            "(insecure_no_keys = true under [gateway]).",
             title="The gateway would be open to the network",
         )
 

@@ -58,3 +58,19 @@ def format_size(size_bytes: float) -> str:
         unit += 1
     digits = f"{value:.1f}" if abs(value) < 100 and unit else f"{value:.0f}"
     return f"{digits.removesuffix('.0')} {_BINARY[unit]}"
+
+
+_DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as `90s`, `1h30m` or `7d`.
+
+    Raises:
+        ValueError: with what was expected.
+    """
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"expected a duration such as 30m, 24h or 7d, got {text!r}")
+    return sum(float(n) * _DURATION_S[unit] for n, unit in _DURATION_PART.findall(text))

@@ -113,6 +113,7 @@ class GatewayConfig(_Table):
     max_queue: Annotated[int, Field(ge=0)] = 256
     """Requests waiting for a slot before new ones are told «busy»."""
     max_body_bytes: Size = 128 * 2**20
+    max_connections_per_key: Count = 256
     insecure_no_keys: bool = False
     """Listen on an address that others can reach, although nobody has to show a key."""
 

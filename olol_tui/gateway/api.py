@@ -53,6 +53,11 @@ class Api:
             "/metrics": {b"GET": Scrape(gateway, fleet).handle},
         }
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every path that is answered by its whole name."""
+        return frozenset(self._routes)
+
     async def close(self) -> None:
         for task in list(self._tasks):
             task.cancel()

@@ -58,6 +58,7 @@ class Exchange:
         "_tries",
         "connection",
         "fields",
+        "key",
         "model",
         "record",
         "route",
@@ -80,11 +81,18 @@ class Exchange:
         self.route = route
         self.fields = fields
         self.model = model
+        self.key = key = request.key
         stream = route.stream_default if fields.stream is None else fields.stream
-        self.record = gateway.ledger.open(
-            model, route.dialect, route.path, connection.peer, stream and route.task != "embed"
-        )
+        # Before the record is opened: this may refuse the body.
         ask = Ask(model, len(self._body) // _BYTES_PER_TOKEN, fields.num_ctx)
+        self.record = gateway.ledger.open(
+            model,
+            route.dialect,
+            route.path,
+            connection.peer if key is None else key.name,
+            stream and route.task != "embed",
+            "" if key is None else key.id,
+        )
         self.ticket = Ticket(ask, self, self.record.arrived_s)
         self._call: upstream.Call | None = None
         self._translation: Translation | None = None

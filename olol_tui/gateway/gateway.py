@@ -19,6 +19,8 @@ from olol_tui.gateway.api import Api
 from olol_tui.gateway.dialects import errors, fields, keepalive, llama, openai
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.exchange import Exchange
+from olol_tui.gateway.gate import OPERATOR, Gate, Refusal
+from olol_tui.gateway.keys import Key, KeyStore
 from olol_tui.gateway.loader import Loader
 from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
@@ -51,6 +53,7 @@ class Gateway:
         fleet: FleetPort,
         *,
         dial: upstream.Dial = upstream.dial_tcp,
+        keys: KeyStore | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._config = config
@@ -58,6 +61,7 @@ class Gateway:
         self.limits = http.Limits(body_bytes=config.max_body_bytes)
         self.streamed = BLOBS
         self.pool = upstream.UpstreamPool(dial)
+        self.gate = Gate(keys, self._loop.time, connections_per_key=config.max_connections_per_key)
         self.metrics = Metrics()
         self._lag = LagClock(self._loop, self.metrics.lag.observe)
         self.ledger = Ledger(self._loop.time, self._recorded)
@@ -151,7 +155,10 @@ class Gateway:
                 waits = connection.active is None or connection.receiving
                 if waits and now > connection.deadline:
                     connection.abort()
+            ended_keys = self.gate.refresh()
             for exchange in list(self._exchanges.values()):
+                if exchange.record.key_id in ended_keys:
+                    exchange.cancel("the API key is not valid any more")
                 exchange.check(now, FIRST_BYTE_S, IDLE_S)
                 self._check_stuck(exchange, now)
             self._carry_out(self.queue.pump_all(self._roster, now))
@@ -184,9 +191,26 @@ class Gateway:
 
     def closed(self, connection: http.HttpConnection) -> None:
         self._connections.discard(connection)
+        self.gate.closed(connection)
 
-    def refuse(self, connection: http.HttpConnection, status: int, message: str) -> None:
-        connection.reply(status, errors.error_body("ollama", status, message))
+    def refusal(
+        self, connection: http.HttpConnection, request: http.Request
+    ) -> tuple[int, str, bytes] | None:
+        """Asks for a key as soon as the head of a request is there."""
+        if not self.gate.required or request.method == b"OPTIONS":
+            # A page's question whether it may ask carries no key, and gets nothing else.
+            return None
+        found = self.gate.admit(connection, request.path, request.headers)
+        if isinstance(found, Refusal):
+            return found
+        request.key = found
+        return None
+
+    def refuse(
+        self, connection: http.HttpConnection, status: int, message: str, extra: bytes = b""
+    ) -> None:
+        assert connection.active is not None
+        self.error(connection, connection.active, status, message, extra)
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
         path = request.path
@@ -224,20 +248,23 @@ class Gateway:
             found = bodies.read(request.body)
             keep_alive = found.keep_alive and keepalive.parse(msgspec.json.decode(found.keep_alive))
             model = canonical(found.model)
-            refusal = self._refusal(route, found.model, model)
+            unload = keep_alive == 0 and bool(found.keep_alive)
+            refusal = self._refusal(route, found.model, model, request.key)
             if refusal is not None:
                 self.error(connection, request, *refusal)
                 return
             if route.dialect == "openai":
                 openai.check(route.path, request.body)
             exchange = Exchange(self, connection, request, route, found, model)
+            if exchange.record.key_id and request.key is not None:
+                self.gate.began(request.key)
         except bodies.BadBody as bad:
             self.error(connection, request, 400, bad.message)
             return
         except errors.BadRequest as bad:
             self.error(connection, request, bad.status, bad.message)
             return
-        if exchange.is_load and found.keep_alive and keep_alive == 0:
+        if exchange.is_load and unload:
             self._unload(exchange)
             return
         connection.handler = exchange
@@ -245,8 +272,10 @@ class Gateway:
         self.enqueue(exchange)
 
     def _refusal(
-        self, route: Inference, name: str, model: str
+        self, route: Inference, name: str, model: str, key: Key | None
     ) -> tuple[int, str, bytes] | tuple[int, str] | None:
+        if key is not None and not key.may_use(model):
+            return 403, f"the API key {key.name} may not use the model {name}"
         if is_cloud(name):
             return 403, f"cloud models are disabled: {name!r} would leave this cluster"
         if not self._roster.models(model):
@@ -257,7 +286,7 @@ class Gateway:
             return 503, "the gateway is shutting down", _RETRY_AFTER
         if self.queue.full:
             return 503, BUSY, _RETRY_AFTER
-        return None
+        return None if key is None else self.gate.refusal(key)
 
     def enqueue(self, exchange: Exchange) -> None:
         """Queue an exchange's ticket, also again for a retry."""
@@ -322,6 +351,10 @@ class Gateway:
 
     def _unload(self, exchange: Exchange) -> None:
         """`keep_alive: 0` without a prompt: drop the model everywhere it is resident."""
+        if (key := exchange.key) is not None and not key.may("admin"):
+            message = f"the API key {key.name} lacks the scope 'admin' to unload a model of others"
+            exchange.refuse(403, message)
+            return
         self.api.unload(exchange.model)
         body = llama.load_reply(exchange.route.path, exchange.fields.model, "unload", rfc3339())
         if exchange.connection is not None:
@@ -346,6 +379,8 @@ class Gateway:
     def _recorded(self, record: Record) -> None:
         """A request ended: count it and keep its record."""
         self.metrics.ended(record)
+        if record.key_id:
+            self.gate.ended(record.key_id, record.tokens + (record.prompt_tokens or 0))
 
     def _load_failed(self, model: str, status: int, message: str) -> None:
         """Whoever waits only for this load hears what the engine said."""
@@ -436,6 +471,13 @@ class ControlApp:
         self.opened = gateway.opened
         self.closed = gateway.closed
         self.refuse = gateway.refuse
+
+    def refusal(
+        self, connection: http.HttpConnection, request: http.Request
+    ) -> tuple[int, str, bytes] | None:
+        """Nobody is kept out: whoever opens this socket owns the state directory."""
+        request.key = OPERATOR
+        return None
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
         if not self._gateway.api.control(connection, request):

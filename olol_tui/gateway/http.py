@@ -42,9 +42,9 @@ class HttpConnection(asyncio.Protocol):
     """Parses requests in order, hands one at a time to the app, frames its reply."""
 
     __slots__ = (
-        "_app", "_arriving", "_chunked", "_head", "_header_bytes", "_headers", "_held", "_loop",
-        "_parser", "_queue", "_refused", "_request", "_reusable", "_streamed", "_url", "active",
-        "deadline", "handler", "paused", "peer", "started", "transport",
+        "_app", "_arriving", "_began_s", "_chunked", "_head", "_header_bytes", "_headers", "_held",
+        "_held_s", "_loop", "_parser", "_queue", "_refused", "_request", "_reusable", "_streamed",
+        "_url", "active", "deadline", "handler", "paused", "peer", "started", "transport",
     )  # fmt: skip
 
     def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
@@ -65,6 +65,9 @@ class HttpConnection(asyncio.Protocol):
         self._reusable = False
         """Whether the connection may go on once that body is here."""
         self._held = False
+        self._held_s = 0.0
+        self._began_s = 0.0
+        """When the request that is being read began; later by what we made it wait."""
         self.transport: asyncio.Transport | None = None
         self.peer = ""
         self.active: Request | None = None
@@ -130,7 +133,8 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._header_bytes = 0
-        self.deadline = self._loop.time() + self._app.limits.header_s
+        self._began_s = self._loop.time()
+        self.deadline = self._began_s + self._app.limits.header_s
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -162,6 +166,10 @@ class HttpConnection(asyncio.Protocol):
             http11=parser.get_http_version() == "1.1",
             keep_alive=parser.should_keep_alive(),
         )
+        refusal = self._app.refusal(self, request)
+        if refusal is not None:
+            self._refuse(*refusal, request=request)
+            raise ValueError("not let in")
         if request.path.startswith(self._streamed) and request.method == b"POST":
             self._expect_body(request)
         else:
@@ -180,7 +188,9 @@ class HttpConnection(asyncio.Protocol):
         if request.size > self._app.limits.body_bytes and request is not self._arriving:
             self._refuse_body()
         request.parts.append(data)
-        self.deadline = self._loop.time() + self._app.limits.body_s
+        limits = self._app.limits
+        allowed_s = limits.body_grace_s + request.size / limits.body_floor_bytes
+        self.deadline = min(self._loop.time() + limits.body_s, self._began_s + allowed_s)
 
     def _refuse_body(self) -> None:
         limit = self._app.limits.body_bytes
@@ -253,6 +263,7 @@ class HttpConnection(asyncio.Protocol):
         """Read no more of a streamed body until `want_body`: who takes it is slower."""
         if self._arriving is not None and self.transport is not None:
             self._held = True
+            self._held_s = self._loop.time()
             self.transport.pause_reading()
             self.deadline = math.inf
 
@@ -260,7 +271,9 @@ class HttpConnection(asyncio.Protocol):
         if self._held and self.transport is not None:
             self._held = False
             self.transport.resume_reading()
-            self.deadline = self._loop.time() + self._app.limits.body_s
+            now = self._loop.time()
+            self._began_s += now - self._held_s
+            self.deadline = now + self._app.limits.body_s
 
     # -- replies
 
@@ -380,12 +393,15 @@ class HttpConnection(asyncio.Protocol):
         if self.active is None and self._queue and self.transport is not None:
             self._serve(self._queue.popleft())
 
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer a request that could not be read, and close."""
+    def _refuse(
+        self, status: int, message: str, extra: bytes = b"", request: Request | None = None
+    ) -> None:
+        """Answer a request that could not be read or is not let in, and close."""
         self._refused = True
         if self.active is None:
-            self.active = Request(b"GET", "", "", {}, keep_alive=False)
-            self._app.refuse(self, status, message)
+            self.active = request or Request(b"GET", "", "", {})
+            self.active.keep_alive = False
+            self._app.refuse(self, status, message, extra)
         else:
             self.close_soon()
 

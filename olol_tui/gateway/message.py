@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 
 if TYPE_CHECKING:
     from olol_tui.gateway.http import HttpConnection
+    from olol_tui.gateway.keys import Key
 
 REASONS = {int(status): status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n".encode() for code, phrase in REASONS.items()}
@@ -27,6 +28,9 @@ class Limits:
     """To send a whole request head, once its first byte came."""
     body_s: float = 60.0
     """Between two pieces of a request body."""
+    body_grace_s: float = 15.0
+    """A request may take so long, and then a second more for each `body_floor_bytes` it sent."""
+    body_floor_bytes: int = 1024
     idle_s: float = 120.0
     """A keep-alive connection without a request."""
     connections: int = 2000
@@ -56,9 +60,18 @@ class App(Protocol):
     """Under this path a POST is handled before its body is there: its handler must be a
     BodySink, and its size has no limit."""
 
+    def refusal(
+        self, connection: HttpConnection, request: Request
+    ) -> tuple[int, str, bytes] | None:
+        """Why a request is not let in (status, message, header lines), judged by its head:
+        then its body is not read and the connection ends."""
+        ...
+
     def handle(self, connection: HttpConnection, request: Request) -> None: ...
 
-    def refuse(self, connection: HttpConnection, status: int, message: str) -> None: ...
+    def refuse(
+        self, connection: HttpConnection, status: int, message: str, extra: bytes = b""
+    ) -> None: ...
 
     def opened(self, connection: HttpConnection) -> bool: ...
 
@@ -78,6 +91,8 @@ class Request:
     keep_alive: bool = True
     parts: list[bytes] = field(default_factory=list)
     size: int = 0
+    key: Key | None = None
+    """The API key that came with it; None while none is asked for."""
     cors: bytes = b""
     """Header lines for whoever asks from a web page that may read the answer."""
 

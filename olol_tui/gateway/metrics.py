@@ -145,14 +145,21 @@ class Metrics:
         end = (record.path, record.state)
         series.ends[end] = series.ends.get(end, 0) + 1
         arrived_s, first_s, ended_s = record.arrived_s, record.first_s, record.ended_s
+        # Spelled out: three calls of `observe` would be a third of what counting costs.
         if record.sent_s is not None:
-            series.wait.observe(record.sent_s - arrived_s)
+            seconds, one = record.sent_s - arrived_s, series.wait
+            one.counts[bisect_left(TIME_BOUNDS_S, seconds)] += 1
+            one.sum_s += seconds
         if ended_s is not None:
-            series.total.observe(ended_s - arrived_s)
+            seconds, one = ended_s - arrived_s, series.total
+            one.counts[bisect_left(TIME_BOUNDS_S, seconds)] += 1
+            one.sum_s += seconds
             if first_s is not None:
-                series.ttft.observe(first_s - arrived_s)
                 # The pieces themselves were counted as they came.
                 series.gaps.sum_s += ended_s - first_s
+                seconds, one = first_s - arrived_s, series.ttft
+                one.counts[bisect_left(TIME_BOUNDS_S, seconds)] += 1
+                one.sum_s += seconds
         series.reply_tokens += record.tokens
         if record.prompt_tokens is not None:
             series.prompt_tokens += record.prompt_tokens

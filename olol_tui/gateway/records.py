@@ -32,8 +32,10 @@ class Record:
     dialect: Dialect
     path: str
     client: str
+    """Name of the key, else the peer's address."""
     arrived_s: float
     stream: bool
+    key_id: str = ""
     state: RequestState = "queued"
     engine: str = ""
     where: str = ""
@@ -116,9 +118,18 @@ class Ledger:
     def total(self) -> int:
         return self._count
 
-    def open(self, model: str, dialect: Dialect, path: str, client: str, stream: bool) -> Record:
+    def open(
+        self,
+        model: str,
+        dialect: Dialect,
+        path: str,
+        client: str,
+        stream: bool,
+        key_id: str = "",
+    ) -> Record:
         self._count += 1
-        record = Record(f"r{self._count}", model, dialect, path, client, self._clock(), stream)
+        now = self._clock()
+        record = Record(f"r{self._count}", model, dialect, path, client, now, stream, key_id)
         self.live[record.id] = record
         return record
 
