@@ -176,6 +176,7 @@ class Connector:
         profile = PROFILES[hop.target.profile]
         offer = Offer(hop, self.keys)
         client = _Client(lambda key: self._check(hop, known, client, key), offer)
+        ssh: asyncssh.SSHClientConnection | None = None
         try:
             async with slots, asyncio.timeout(profile.handshake_s):
                 ssh = await asyncssh.connect(
@@ -198,6 +199,8 @@ class Connector:
                     gss_auth=False,
                     gss_host=None,
                     agent_forwarding=False,
+                    command=None,
+                    request_pty=False,
                     x11_forwarding=False,
                     connect_timeout=None,
                     login_timeout=profile.handshake_s,
@@ -216,11 +219,22 @@ class Connector:
             raise _explained(name, hop, below, client, error) from error
         finally:
             offer.close()
-            if client.accepted is not None:
-                # Even if we were not let in: the next time it must be the same machine.
-                await asyncio.to_thread(self.hostkeys.trust, client.accepted)
+            # Even if we were not let in: the next time it must be the same machine.
+            await self._write_down(client.accepted, ssh)
         _set_user_timeout(ssh, profile.user_timeout_ms)
         return Connection(name, hop, ssh, client)
+
+    async def _write_down(
+        self, accepted: OfferedKey | None, ssh: asyncssh.SSHClientConnection | None
+    ) -> None:
+        if accepted is None:
+            return
+        try:
+            await asyncio.to_thread(self.hostkeys.trust, accepted)
+        except BaseException:
+            if ssh is not None:
+                ssh.abort()
+            raise
 
     def _check(self, hop: Hop, known: Known, client: _Client, key: asyncssh.SSHKey) -> bool:
         """asyncssh asks about a key that is not in the list of trusted ones."""

@@ -188,21 +188,22 @@ class HostKeys:
 
         Raises:
             HostKeysUnusable: the file cannot be written.
-            HostKeyChanged: meanwhile another key is on record for this host.
+            HostKeyChanged: our file has another key for this host; it is to be forgotten first.
         """
         with self._changing(self.own_file) as old:
-            known = self.lookup(offered.name)
-            key = asyncssh.import_public_key(offered.line)
-            if key in known.keys:
+            there = self._read(self.own_file).match(offered.name, "", None)[0]
+            if asyncssh.import_public_key(offered.line) in there:
                 return
-            if known.named:
-                raise HostKeyChanged(offered, [_on_record(key, path) for key, path in known.named])
+            if there:
+                raise HostKeyChanged(
+                    offered, [_on_record(key, str(self.own_file)) for key in there]
+                )
             end = b"" if not old or old.endswith(b"\n") else b"\n"
             entry = f"{_hashed(offered.name)} {offered.line}\n".encode("ascii")
             write_atomic(self.own_file, old + end + entry, 0o600)
         log.info("trusted the host key of %s: %s", offered.display, offered.fingerprint)
 
-    def forget(self, host: str) -> list[str]:
+    def forget(self, host: str, more_files: Sequence[Path] = ()) -> list[str]:
         """Remove a host from our file and from the user's, as `ssh-keygen -R` does.
 
         Keeps the user's old file as `known_hosts.old`. Lines that mark authorities and
@@ -210,6 +211,7 @@ class HostKeys:
 
         Args:
             host: `gpu1`, `gpu1:2222` or `[gpu1]:2222`.
+            more_files: as for `lookup`; here beside the usual ones.
 
         Returns:
             «FILE:LINE: type fingerprint» of every line removed.
@@ -219,7 +221,7 @@ class HostKeys:
         """
         name = known_hosts_name(*parse_name(host))
         removed: list[str] = []
-        for path in (self.own_file, *self._user_files):
+        for path in dict.fromkeys((self.own_file, *self._user_files, *more_files)):
             if not path.exists():
                 continue
             with self._changing(path) as old:

@@ -128,8 +128,11 @@ class NodeLink:
         """Return when the link is up.
 
         Raises:
-            SSHError: it is refused, or the next attempt failed, or time is out; with the reason.
+            SSHError: it is refused, or the next attempt failed, or time is out, or nobody has
+                called `start`; with the reason.
         """
+        if self._task is None:
+            raise self._down()
         failed = self._failed_attempts
         try:
             async with asyncio.timeout(timeout_s):
@@ -146,9 +149,8 @@ class NodeLink:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._streams.close()
-        await self._path.close()
-        if self._control is not None:
-            await self._control.close()
+        control = [] if self._control is None else [self._control.close()]
+        await asyncio.gather(self._path.close(), *control)
         self._control = self._data = self._sessions = None
         self._set(LinkState("closed", LinkDown(f"{self.name}: closed")))
 
@@ -323,7 +325,10 @@ class NodeLink:
         self._changed.set()
         self._changed = asyncio.Event()
         if self._on_state is not None:
-            self._on_state(self.state)
+            try:
+                self._on_state(self.state)
+            except Exception:
+                log.exception("%s: somebody failed to take note of the link's state", self.name)
 
     def _down(self) -> SSHError:
         return self.state.error or LinkDown(f"{self.name}: not connected yet")

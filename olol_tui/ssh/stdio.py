@@ -102,6 +102,9 @@ class StdioMux(asyncssh.SSHClientSession[bytes]):
                 f"in its place: {clean(why)}",
                 hint="Allow it (AllowTcpForwarding yes), or install Python 3.8 or newer.",
             ) from error
+        except asyncio.CancelledError:
+            await mux.close()
+            raise
         log.info("%s: streams go through a session's stdio", connection.name)
         return mux
 
@@ -155,6 +158,8 @@ class StdioMux(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         self._channel = chan
+        if self._ended:
+            chan.abort()  # Given up while the session was being opened.
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         if datatype == asyncssh.EXTENDED_DATA_STDERR:

@@ -42,7 +42,7 @@ class Streams:
         self._is_socket = is_socket
         self._unix_works: bool | None = None
         self._mux: StdioMux | None = None
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[StdioMux] | None = None
 
     @property
     def count(self) -> int:
@@ -94,6 +94,9 @@ class Streams:
 
     async def close(self) -> None:
         """End the stdio session, if there is one; its streams fail."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         mux, self._mux = self._mux, None
         if mux is not None:
             await mux.close()
@@ -115,7 +118,15 @@ class Streams:
         return await (await self._need_mux()).dial(address, factory)
 
     async def _need_mux(self) -> StdioMux:
-        async with self._starting:
-            if self._mux is None or self._mux.is_ended:
-                self._mux = await StdioMux.start(self._carrier(), self.python)
+        """The session; started once for all who wait, also when the first of them gives up."""
+        if self._mux is not None and not self._mux.is_ended:
             return self._mux
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(StdioMux.start(self._carrier(), self.python))
+            self._starting.add_done_callback(self._started)
+        return await asyncio.shield(self._starting)
+
+    def _started(self, starting: asyncio.Task[StdioMux]) -> None:
+        self._starting = None
+        if not starting.cancelled() and starting.exception() is None:
+            self._mux = starting.result()

@@ -20,6 +20,7 @@ from olol_tui.ssh.errors import (
     AuthFailed,
     HostKeyChanged,
     HostKeyRevoked,
+    HostKeysUnusable,
     HostKeyUnknown,
     NameUnknown,
     NotSSH,
@@ -27,7 +28,6 @@ from olol_tui.ssh.errors import (
     SSHError,
     Unreachable,
 )
-from olol_tui.ssh.hostkeys import HostKeys
 from olol_tui.ssh.link import NodeLink
 from olol_tui.ssh.target import Target
 from tests.contract.ssh_rig import (
@@ -42,6 +42,7 @@ from tests.contract.ssh_rig import (
     new_key,
     service,
     sshd,
+    until,
 )
 
 pytestmark = needs_sshd
@@ -415,12 +416,31 @@ async def test_handshakes_are_not_more_than_the_server_takes(server: Sshd, tmp_p
     await asyncio.gather(*(opened(by, server.target()) for _ in range(20)))
 
 
-def test_our_own_file_cannot_be_written(tmp_path: Path) -> None:
-    from olol_tui.ssh.errors import HostKeysUnusable
-    from olol_tui.ssh.hostkeys import OfferedKey
-
+async def test_a_new_host_that_cannot_be_written_down(server: Sshd, tmp_path: Path) -> None:
     (tmp_path / "state").write_text("in the way")
-    keys = HostKeys(tmp_path / "state" / "known_hosts", system_files=())
-    key = asyncssh.generate_private_key("ssh-ed25519")
     with pytest.raises(HostKeysUnusable):
-        keys.trust(OfferedKey.of("host", key))
+        await opened(connector(tmp_path), server.target())
+    await until(lambda: not server.sessions())
+
+
+async def test_keys_are_exchanged_anew_all_the_time(server: Sshd, tmp_path: Path) -> None:
+    """Every GiB in life. Each time the host key is checked, also one accepted just now."""
+    config = tmp_path / "config"
+    config.write_text("Host *\n RekeyLimit 200K\n RemoteCommand cat\n RequestTTY force\n")
+    node_link = NodeLink("n1", server.target(), connector(tmp_path, config=config))
+    async with service(tmp_path / "s") as node, node_link as up:
+        await up.wait_up(TIMEOUT_S)
+
+        async def talk() -> None:
+            peer = await up.dial(node.tcp, Peer)
+            assert isinstance(peer, Peer)
+            for round_trip in range(1, 21):
+                peer.transport.write(b"z" * 20_000)
+                await peer.until(20_000 * round_trip)
+            peer.transport.abort()
+
+        await asyncio.gather(*(talk() for _ in range(5)))
+        assert (await up.run("echo hi")).stdout == "hi\n"
+        async with up.sftp() as files:
+            assert await files.exists("/")
+        assert up.state.phase == "up"

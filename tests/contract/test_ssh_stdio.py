@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import struct
@@ -197,3 +198,45 @@ async def test_nothing_is_left_on_the_node(server: Sshd, tmp_path: Path) -> None
         await until(lambda: up.channels == 0 and node.connections == 0)
         assert server.sessions()
     await until(lambda: not server.sessions())
+
+
+async def test_a_killed_helper_is_started_again(server: Sshd, tmp_path: Path) -> None:
+    async with service(tmp_path / "s") as node, stdio_link(server, tmp_path) as up:
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        helpers = [pid for pid in server.sessions() if "python" in command(pid)]
+        assert helpers
+        for pid in helpers:
+            os.kill(pid, signal.SIGKILL)
+        assert isinstance(await peer.end(), LinkLost)
+        assert not peer.eof
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        peer.transport.write(b"again")
+        assert await peer.until(5) == b"again"
+        assert up.state.phase == "up"
+
+
+async def test_an_impatient_dialler_does_not_stop_the_helper(server: Sshd, tmp_path: Path) -> None:
+    """Gateways give up after two seconds; a slow node's python may take longer to start."""
+    slow = tmp_path / "slow-python"
+    slow.write_text(f'#!/bin/sh\nsleep 1\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    async with service(tmp_path / "s") as node, stdio_link(server, tmp_path, str(slow)) as up:
+        for pid in server.sessions():
+            if "python" in command(pid):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await up.dial(node.tcp, Peer)
+        peer = await up.dial(node.tcp, Peer)
+        assert isinstance(peer, Peer)
+        peer.transport.write(b"at last")
+        assert await peer.until(7) == b"at last"
+        assert len([pid for pid in server.sessions() if "python" in command(pid)]) == 1
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
