@@ -15,7 +15,9 @@ from olol_tui.fleet.snapshot import RUNNERS, Fleet, encode
 from olol_tui.gateway import bodies, http, upstream
 from olol_tui.gateway.access import preflight
 from olol_tui.gateway.dialects import aggregate, errors, show
+from olol_tui.gateway.library import Library
 from olol_tui.gateway.port import FleetPort
+from olol_tui.gateway.routes import BLOBS, NO_ACCOUNT, is_account
 from olol_tui.gateway.scrape import Scrape
 from olol_tui.models.names import canonical
 from olol_tui.routing.roster import way_to
@@ -38,6 +40,7 @@ class Api:
         self._gateway = gateway
         self._fleet = fleet
         self._tasks: set[asyncio.Task[None]] = set()
+        self._library = Library(gateway, fleet)
         self._routes: dict[str, dict[bytes, Handle]] = {
             "/": _read(self._root),
             "/health": _read(self._health),
@@ -51,6 +54,7 @@ class Api:
             "/v1/models": {b"GET": self._json(aggregate.openai_models)},
             "/olol/v1/fleet": {b"GET": self._fleet_route},
             "/metrics": {b"GET": Scrape(gateway, fleet).handle},
+            **self._library.routes,
         }
 
     @property
@@ -62,6 +66,7 @@ class Api:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._library.close()
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
         path = request.path
@@ -71,6 +76,11 @@ class Api:
         methods = self._routes.get(path)
         if methods is None and path.startswith("/v1/models/"):
             methods = {b"GET": self._openai_model}
+        if methods is None and path.startswith(BLOBS):
+            methods = self._library.blob_routes
+        if methods is None and is_account(path):
+            self._gateway.error(connection, request, 403, NO_ACCOUNT)
+            return
         if methods is None:
             self._gateway.error(connection, request, 404, f"{path}: no such path")
             return

@@ -34,8 +34,20 @@ INFERENCE = {
 }
 
 
+_ACCOUNT = frozenset({"/api/me", "/api/signout"})
+_ACCOUNT_UNDER = ("/api/user/keys/", "/api/experimental/")
+NO_ACCOUNT = (
+    "accounts and cloud services are disabled: this gateway answers for a cluster, and "
+    "nothing it is asked leaves it"
+)
+
 BLOBS = "/api/blobs/"
 """Under this path bodies are of any size: they pass through as they come."""
+
+
+def is_account(path: str) -> bool:
+    """One of Ollama's routes to its cloud, or to the account of one machine there."""
+    return path in _ACCOUNT or path.startswith(_ACCOUNT_UNDER)
 
 
 def dialect_of(path: str) -> Dialect:

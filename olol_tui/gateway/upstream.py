@@ -35,6 +35,20 @@ class Receiver(Protocol):
     def up_lost(self, reason: str) -> None: ...
 
 
+class BodySource(Protocol):
+    """Who sends a request's body piece by piece."""
+
+    def up_open(self) -> None:
+        """The head is out: pieces may follow by `Call.write`."""
+        ...
+
+    def up_full(self) -> None:
+        """The engine is slower: write no more until `up_drained`."""
+        ...
+
+    def up_drained(self) -> None: ...
+
+
 Dial = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[asyncio.Protocol]]
 """(address as of `roster.way_to`, protocol factory) → connected protocol. The road (TCP, UNIX,
 SSH channel) is its business."""
@@ -57,7 +71,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_complete", "_content_type", "_head_ready", "_keep_alive", "_parser", "_parts", "_pool",
-        "address", "answered", "calls", "receiver", "transport",
+        "address", "answered", "calls", "receiver", "source", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool, address: str) -> None:
@@ -65,6 +79,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.address = address
         self.transport: asyncio.Transport | None = None
         self.receiver: Receiver | None = None
+        self.source: BodySource | None = None
+        """While the body of the request is not all sent."""
         self.calls = 0
         self.answered = False
         self._parser = httptools.HttpResponseParser(self)
@@ -110,7 +126,7 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.up_data(body, self._complete)
         if self._complete and self.receiver is receiver:
             self.receiver = None
-            if self._keep_alive:
+            if self._keep_alive and self.source is None:
                 self._reset()
                 self._pool.release(self)
             else:
@@ -133,6 +149,14 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._complete = self._parser.get_status_code() != 100
 
+    def pause_writing(self) -> None:
+        if self.source is not None:
+            self.source.up_full()
+
+    def resume_writing(self) -> None:
+        if self.source is not None:
+            self.source.up_drained()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self._pool.forget(self)
@@ -145,7 +169,7 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.up_lost(reason)
 
     def close(self) -> None:
-        self.receiver = None
+        self.receiver = self.source = None
         if self.transport is not None:
             self.transport.abort()
 
@@ -159,7 +183,7 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class Call:
-    """One request to an engine; `cancel` closes its socket."""
+    """One request to an engine; `cancel` closes its socket, and nothing more is told of it."""
 
     __slots__ = ("_task", "_timer", "connection", "reused")
 
@@ -178,6 +202,14 @@ class Call:
             self._task.cancel()
         elif self.connection is not None:
             self.connection.close()
+
+    def write(self, data: bytes, *, last: bool = False) -> None:
+        """A piece of the body of a request that was opened."""
+        connection = self.connection
+        if connection is not None and connection.transport is not None:
+            if last:
+                connection.source = None
+            connection.transport.write(data)
 
     def pause(self) -> None:
         if self.connection is not None:
@@ -211,15 +243,42 @@ class UpstreamPool:
                 call.reused = True
                 connection.send(payload, receiver)
                 return call
+        self._begin(call, address, payload, receiver, None)
+        return call
+
+    def open(self, address: str, head: bytes, receiver: Receiver, source: BodySource) -> Call:
+        """Send a request whose body follows piece by piece.
+
+        Never on a pooled connection: the engine may have closed it, and what was sent of the
+        body could not be sent again.
+        """
+        call = Call()
+        self._begin(call, address, head, receiver, source)
+        return call
+
+    def _begin(
+        self,
+        call: Call,
+        address: str,
+        payload: bytes,
+        receiver: Receiver,
+        source: BodySource | None,
+    ) -> None:
         task = asyncio.get_running_loop().create_task(
-            self._connect(call, address, payload, receiver)
+            self._connect(call, address, payload, receiver, source)
         )
         call._task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return call
 
-    async def _connect(self, call: Call, address: str, payload: bytes, receiver: Receiver) -> None:
+    async def _connect(
+        self,
+        call: Call,
+        address: str,
+        payload: bytes,
+        receiver: Receiver,
+        source: BodySource | None,
+    ) -> None:
         try:
             async with asyncio.timeout(self._connect_s):
                 protocol = await self._dial(address, lambda: UpstreamConnection(self, address))
@@ -239,6 +298,9 @@ class UpstreamPool:
             receiver.up_lost(f"{address} closed the connection at once")
             return
         protocol.send(payload, receiver)
+        if source is not None:
+            protocol.source = source
+            source.up_open()
 
     def release(self, connection: UpstreamConnection) -> None:
         idle = self._idle.setdefault(connection.address, [])
@@ -262,10 +324,17 @@ class UpstreamPool:
         self._idle.clear()
 
 
-def head(method: str, address: str, path: str, length: int, content_type: str = "") -> bytes:
-    """Request head for an engine. Host is the loopback address: Ollama answers others with 403."""
+def head(
+    method: str, address: str, path: str, length: int | None, content_type: str = ""
+) -> bytes:
+    """Request head for an engine. Host is the loopback address: Ollama answers others with 403.
+
+    Args:
+        length: of the body; None: it follows in chunks.
+    """
     host = address.rpartition(ROAD_MARK)[2].removeprefix("https://")
-    lines = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    lines = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n"
     if content_type:
         lines += f"Content-Type: {content_type}\r\n"
     return f"{lines}\r\n".encode("latin-1")
