@@ -324,9 +324,7 @@ class UpstreamPool:
         self._idle.clear()
 
 
-def head(
-    method: str, address: str, path: str, length: int | None, content_type: str = ""
-) -> bytes:
+def head(method: str, address: str, path: str, length: int | None, content_type: str = "") -> bytes:
     """Request head for an engine. Host is the loopback address: Ollama answers others with 403.
 
     Args:

@@ -123,36 +123,41 @@ async def test_a_store_that_fails_is_named_and_the_other_goes_on(
 
 
 async def test_a_store_that_dies_is_named(one: SimEngine) -> None:
-    async with sim_engine(**CONFIG | {"pull_bytes_s": 1e8}) as slow:
-        async with gateway_over(node("n1", one), node("n2", slow)) as (_, _, client):
-            said: list[dict[str, Any]] = []
-            async with client.stream("POST", "/api/pull", json={"model": NEW}) as reply:
-                async for line in reply.aiter_lines():
-                    said.append(json.loads(line))
-                    if len(said) == 5:
-                        slow.process.kill()
-            assert "n2: upstream lost" in said[-1]["error"]
-            assert "succeeded on n1" in said[-1]["error"]
+    async with (
+        sim_engine(**CONFIG | {"pull_bytes_s": 1e8}) as slow,
+        gateway_over(node("n1", one), node("n2", slow)) as (_, _, client),
+    ):
+        said: list[dict[str, Any]] = []
+        async with client.stream("POST", "/api/pull", json={"model": NEW}) as reply:
+            async for line in reply.aiter_lines():
+                said.append(json.loads(line))
+                if len(said) == 5:
+                    slow.process.kill()
+        assert "n2: upstream lost" in said[-1]["error"]
+        assert "succeeded on n1" in said[-1]["error"]
 
 
 async def test_a_client_that_leaves_ends_the_pull_everywhere() -> None:
     slow = CONFIG | {"pull_bytes_s": 1e7}
-    async with sim_engine(**slow) as one, sim_engine(**slow) as two:
-        async with gateway_over(node("n1", one), node("n2", two)) as (_, fleet, client):
-            async with client.stream("POST", "/api/pull", json={"model": NEW}) as reply:
-                async for line in reply.aiter_lines():
-                    if json.loads(line).get("completed"):
-                        break
-            await one.until(cancelled=1)
-            await two.until(cancelled=1)
-            waiting = asyncio.create_task(
-                client.post("/api/pull", json={"model": NEW, "stream": False})
-            )
-            await asyncio.sleep(0.2)
-            waiting.cancel()
-            await one.until(cancelled=2)
-            await two.until(cancelled=2)
-            assert not fleet.surveyed
+    async with (
+        sim_engine(**slow) as one,
+        sim_engine(**slow) as two,
+        gateway_over(node("n1", one), node("n2", two)) as (_, fleet, client),
+    ):
+        async with client.stream("POST", "/api/pull", json={"model": NEW}) as reply:
+            async for line in reply.aiter_lines():
+                if json.loads(line).get("completed"):
+                    break
+        await one.until(cancelled=1)
+        await two.until(cancelled=1)
+        waiting = asyncio.create_task(
+            client.post("/api/pull", json={"model": NEW, "stream": False})
+        )
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        await one.until(cancelled=2)
+        await two.until(cancelled=2)
+        assert not fleet.surveyed
 
 
 async def test_stores_that_cannot_be_asked_or_want_nothing_are_left_out(
@@ -329,25 +334,27 @@ async def test_expect_100_continue_is_answered_at_once(one: SimEngine) -> None:
 
 async def test_a_slow_store_slows_the_client_and_memory_stays(one: SimEngine) -> None:
     """Back-pressure: what the gateway holds of a blob does not grow with the blob."""
-    async with sim_engine(**CONFIG | {"blob_bytes_s": 4e6}) as slow:
-        async with gateway_over(node("n1", slow)) as (gateway, _, _client):
-            host, port = gateway.address.removeprefix("http://").split(":")
-            _reader, writer = await asyncio.open_connection(host, int(port))
-            head = f"POST /api/blobs/{blob(b'?')} HTTP/1.1\r\nHost: x.local\r\n"
-            writer.write((head + "Content-Length: 40000000000\r\n\r\n").encode())
-            sent = 0
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(2.0):
-                    while True:
-                        writer.write(bytes(262_144))
-                        await writer.drain()
-                        sent += 262_144
-            taken = (await slow.stats())["blob_bytes"]
-            # All that lies between the two: the kernel's socket buffers and a few pieces.
-            assert taken > 1_000_000
-            assert sent - taken < 32_000_000, f"{sent} sent, {taken} taken"
-            writer.transport.abort()
-            await slow.until(cancelled=1)
+    async with (
+        sim_engine(**CONFIG | {"blob_bytes_s": 4e6}) as slow,
+        gateway_over(node("n1", slow)) as (gateway, _, _client),
+    ):
+        host, port = gateway.address.removeprefix("http://").split(":")
+        _reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /api/blobs/{blob(b'?')} HTTP/1.1\r\nHost: x.local\r\n"
+        writer.write((head + "Content-Length: 40000000000\r\n\r\n").encode())
+        sent = 0
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2.0):
+                while True:
+                    writer.write(bytes(262_144))
+                    await writer.drain()
+                    sent += 262_144
+        taken = (await slow.stats())["blob_bytes"]
+        # All that lies between the two: the kernel's socket buffers and a few pieces.
+        assert taken > 1_000_000
+        assert sent - taken < 32_000_000, f"{sent} sent, {taken} taken"
+        writer.transport.abort()
+        await slow.until(cancelled=1)
 
 
 async def test_a_store_that_fails_in_mid_blob_is_told(one: SimEngine) -> None:
