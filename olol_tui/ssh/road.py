@@ -1,6 +1,7 @@
-"""The controller's road to a node over SSH: `fleet.road.Road` on a `NodeLink`.
+"""A node's agent and engines over its link: the transport half of the controller's road.
 
-Getting the agent onto the node is a `Provisioner`'s work; everything else is here.
+Getting the agent onto the node is a `Provisioner`'s work; `fleet.remote` adds what the
+snapshot tells about the road.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Provisioner(Protocol):
 
 
 class SshRoad:
-    """Road to an agent on another machine. Owns the link: `aclose` ends it."""
+    """To an agent on another machine; as in `fleet.road.Road`. Owns the link: `aclose` ends it."""
 
     def __init__(self, link: NodeLink, provisioner: Provisioner) -> None:
         self.link = link

@@ -14,7 +14,6 @@ import pytest
 from olol_tui import agent_zip
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.engine_client import EngineClient
-from olol_tui.fleet.road import Road
 from olol_tui.fleet.wire import Spec
 from olol_tui.gateway.upstream import UpstreamPool, head
 from olol_tui.ssh.errors import LinkDown
@@ -94,13 +93,12 @@ class Reply:
 async def test_an_agent_over_ssh(server: Sshd, tmp_path: Path) -> None:
     link = NodeLink("n1", server.target(), connector(tmp_path), python=sys.executable)
     road = SshRoad(link, Carrier(tmp_path))
-    as_road: Road = road
     try:
         with pytest.raises(AgentUnreachable, match="not known yet"):
-            async with AgentClient(as_road.agent_transport(), "n1") as client:
+            async with AgentClient(road.agent_transport(), "n1") as client:
                 await client.hello()
-        await as_road.ensure_agent()
-        async with AgentClient(as_road.agent_transport(), "n1") as client:
+        await road.ensure_agent()
+        async with AgentClient(road.agent_transport(), "n1") as client:
             await client.hello()
             uuid = (await client.inventory()).devices[0].uuid
             await client.put_engines(1, [Spec(id="n1/sim", kind="simulated", devices=(uuid,))])
@@ -111,15 +109,15 @@ async def test_an_agent_over_ssh(server: Sshd, tmp_path: Path) -> None:
                     if ready:
                         address = ready[0].address
                         break
-            transport = as_road.engine_transport()
+            transport = road.engine_transport()
             async with EngineClient(transport, f"http://{address}", "engine") as engine:
                 assert await engine.ps() == ()
             await _through_the_gateways_pool(road, server, address)
             await in_phase(link, "up")
-            await as_road.ensure_agent()
-            assert not await as_road.gone(0.5)
+            await road.ensure_agent()
+            assert not await road.gone(0.5)
             await client.shutdown(stop_engines=True)
-            assert await as_road.gone(TIMEOUT_S)
+            assert await road.gone(TIMEOUT_S)
     finally:
         await road.aclose()
     await until(lambda: not server.sessions())
