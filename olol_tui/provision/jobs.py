@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from olol_tui.provision.shell import Shell
 from olol_tui.provision.steps import Wishes
 from olol_tui.provision.upload import Source
 from olol_tui.ssh.connection import Connector
+from olol_tui.ssh.errors import HostKeyUnknown
+from olol_tui.ssh.hostkeys import OfferedKey
 from olol_tui.ssh.link import NodeLink
 from olol_tui.ssh.road import AgentPlace
 from olol_tui.ssh.target import Target
@@ -90,10 +92,21 @@ class Kit:
         )
 
 
+Trusts = Callable[[str, OfferedKey], Awaitable[bool]]
+"""(node, host key never seen) → whether to trust it from now on."""
+
+
 def build_jobs(
-    config: ClusterConfig, names: list[str], kit: Kit, connector: Connector
+    config: ClusterConfig,
+    names: list[str],
+    kit: Kit,
+    connector: Connector,
+    trusts: Trusts | None = None,
 ) -> list[Job]:
     """Jobs that open a connection of their own, for nodes of the configuration.
+
+    Args:
+        trusts: asks a human about a new host key; None: it is an error.
 
     Raises:
         NodeError: a name is not that of a node over SSH.
@@ -109,16 +122,27 @@ def build_jobs(
             )
         if node.local:
             raise NodeError(f"{name} is this machine: it needs no provisioning")
-        opener = partial(_opened, name, node, connector)
+        opener = partial(_opened, name, node, connector, trusts)
         jobs.append(Job(name, where(node), opener, kit.wishes(node), link_transport, describe_link))
     return jobs
 
 
 @asynccontextmanager
-async def _opened(name: str, node: NodeConfig, connector: Connector) -> AsyncIterator[Shell]:
-    async with NodeLink(name, ssh_target(node), connector) as link:
-        await link.wait_up()
-        yield link
+async def _opened(
+    name: str, node: NodeConfig, connector: Connector, trusts: Trusts | None
+) -> AsyncIterator[Shell]:
+    while True:
+        async with NodeLink(name, ssh_target(node), connector) as link:
+            try:
+                await link.wait_up()
+            except HostKeyUnknown as unknown:
+                # Jump hosts have keys of their own: there may be several questions.
+                if trusts is None or not await trusts(name, unknown.offered):
+                    raise
+                await asyncio.to_thread(connector.hostkeys.trust, unknown.offered)
+            else:
+                yield link
+                return
 
 
 def link_transport(shell: Shell, facts: Facts, socket: str) -> httpx.AsyncBaseTransport:

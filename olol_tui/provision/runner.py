@@ -101,7 +101,7 @@ class Provisioning:
         """Do what is left to do. Does not raise for what can go wrong on a node.
 
         Args:
-            dry_run: stop when the plan is known.
+            dry_run: stop when it is known what would be done.
         """
         started_s = time.monotonic()
         again = {name for name, step in self._results.items() if step.state in _ENDED_WELL}
@@ -151,12 +151,16 @@ class Provisioning:
             self.archives,
             self._progress,
             None if road is None else lambda socket: road(shell, work.known, socket),
+            dry_run=dry_run,
         )
         for name in todo:
             if name == "connect":
                 continue
             await self._step(name, work)
-            if name == "facts" and (dry_run or not await self._go_on(work)):
+            if name == "facts" and "remove" not in todo:
+                if dry_run or not await self._go_on(work):
+                    return
+            elif name == "remove" and dry_run:
                 return
 
     async def _go_on(self, work: Work) -> bool:

@@ -85,6 +85,7 @@ class Work:
     socket: str = ""
     pid: int | None = None
     """Of the agent."""
+    dry_run: bool = False
     log: list[str] = field(default_factory=list)
 
     @property
@@ -273,21 +274,14 @@ async def health(work: Work) -> Outcome:
 async def remove(work: Work) -> Outcome:
     if work.known.python is None:
         return Outcome("no Python there that could have run an agent", changed=False)
-    ask = {"directory": work.wishes.directory, "dry_run": False}
+    ask = {"directory": work.wishes.directory, "dry_run": work.dry_run}
     done = await _removal(work, "uninstall", ask)
     removed = [clean(str(what)) for what in done["done"]]
     if not removed:
-        return Outcome("nothing of ours was there", changed=False)
+        return Outcome("nothing of ours is there", changed=False)
+    if work.dry_run:
+        return Outcome(f"would remove {', '.join(removed)}", changed=False)
     return Outcome(f"removed {', '.join(removed)}", log=tuple(removed))
-
-
-async def removable(shell: Shell, facts: Facts, directory: str) -> list[str]:
-    """What an uninstall would remove."""
-    if facts.python is None:
-        return []
-    ask = {"directory": directory, "dry_run": True}
-    done = await helper.call(shell, facts.python.path, "remove", "uninstall", ask)
-    return [clean(str(what)) for what in done["done"]]
 
 
 async def proof(work: Work) -> Outcome:

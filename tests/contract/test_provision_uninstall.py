@@ -69,7 +69,7 @@ async def test_an_uninstall_ends_engines_and_agent_and_leaves_no_file(
     again = await uninstalled(host, what, tmp_path)
     assert again.ok
     assert not again.changed
-    assert "nothing of ours was there" in again.steps[2].message
+    assert "nothing of ours is there" in again.steps[2].message
 
 
 async def test_engines_of_a_dead_agent_are_ended_too(host: SshdHost, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def _planned(layout: base.Layout, record: dict[str, Any]) -> list[str]:
         plan.append(f"agent (pid {pid})")
     if record.get("unit"):
         plan.append("unit {}".format(record["unit"]))
-    return plan + [str(path) for path in _files(layout)]
+    return plan + [str(path) for path in _files(layout) if path != layout.made]
 
 
 # -- processes
