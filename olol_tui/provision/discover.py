@@ -160,7 +160,7 @@ def _hosts_in(path: Path, base: Path, seen: list[int]) -> Iterator[str]:
     except OSError:
         return
     for line in text.splitlines():
-        match = re.fullmatch(r"\s*(host|include)(?:\s+|\s*=\s*)(.*)", line, re.IGNORECASE)
+        match = re.fullmatch(r"\s*(host|include)(?:\s*=\s*|\s+)(.*)", line, re.IGNORECASE)
         if match is None:
             continue
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', match[2].split("#")[0])]
