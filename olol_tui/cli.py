@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from olol_tui import __version__, cli_hosts, cli_keys, cli_node
+from olol_tui import __version__, cli_hosts, cli_keys, cli_node, cli_requests
 from olol_tui.errors import ConfigError, OlolError, PortTaken
 from olol_tui.paths import Paths, UnsafeDirectory
 
@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_run_doctor)
 
     cli_keys.add_parser(commands, shared)
+    cli_requests.add_parsers(commands, shared)
     cli_node.add_parser(commands, shared)
     cli_hosts.add_parsers(commands, shared)
 

@@ -21,6 +21,8 @@ from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.controller import Controller
 from olol_tui.fleet.snapshot import Fleet, Node
 from olol_tui.gateway.access import is_loopback
+from olol_tui.gateway.archive import FILE_NAME as RECORDS_FILE
+from olol_tui.gateway.archive import Archive
 from olol_tui.gateway.gateway import Gateway
 from olol_tui.gateway.keys import FILE_NAME as KEYS_FILE
 from olol_tui.gateway.keys import KeyStore
@@ -75,7 +77,12 @@ class Core:
                 Controller(self._config, self._paths)
             )
             stack.push_async_callback(self._stop_engines)
-            self._gateway = Gateway(self._config.gateway, self._controller, keys=keys)
+            archive = _archive(self._config.gateway, self._paths)
+            archive.start()
+            stack.callback(archive.close)
+            self._gateway = Gateway(
+                self._config.gateway, self._controller, keys=keys, archive=archive
+            )
             stack.push_async_callback(self._gateway.close)
             try:
                 await self._gateway.start()
@@ -143,6 +150,15 @@ class Core:
 
     def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:
         return self._controller.logs(node, engine, tail=tail)
+
+
+def _archive(gateway: GatewayConfig, paths: Paths) -> Archive:
+    return Archive(
+        paths.state_dir / RECORDS_FILE,
+        max_rows=gateway.records_max,
+        max_age_s=gateway.records_days * 86400,
+        access_log=gateway.access_log,
+    )
 
 
 def _check_exposure(gateway: GatewayConfig, keys: KeyStore) -> None:

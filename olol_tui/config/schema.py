@@ -100,6 +100,10 @@ def _problem(told: str, *at: str) -> PydanticCustomError:
     return PydanticCustomError("misplaced", "{told}", {"told": told, "at": at})
 
 
+def _log_path(text: str, info: ValidationInfo) -> str:
+    return text if text == "-" else _path(text, info)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -114,8 +118,23 @@ class GatewayConfig(_Table):
     """Requests waiting for a slot before new ones are told «busy»."""
     max_body_bytes: Size = 128 * 2**20
     max_connections_per_key: Count = 256
+    tls_cert: FilePath = ""
+    """PEM certificate chain: then clients speak https. Read again when it changes."""
+    tls_key: FilePath = ""
+    """Its PEM key, without a passphrase."""
+    access_log: Annotated[str, AfterValidator(_log_path)] = ""
+    """File for a JSON line a request, `-` for stderr."""
+    records_max: Annotated[int, Field(ge=0)] = 100_000
+    """Ended requests of which a record is kept."""
+    records_days: Rate = 30.0
     insecure_no_keys: bool = False
     """Listen on an address that others can reach, although nobody has to show a key."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> GatewayConfig:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("expected tls_cert and tls_key together, got one of them")
+        return self
 
 
 class SimulatedConfig(_Table):

@@ -15,6 +15,8 @@ from olol_tui.fleet.snapshot import RUNNERS, Fleet, encode
 from olol_tui.gateway import bodies, http, upstream
 from olol_tui.gateway.access import preflight
 from olol_tui.gateway.dialects import aggregate, errors, show
+from olol_tui.gateway.inspect import ROOT as REQUESTS
+from olol_tui.gateway.inspect import Requests
 from olol_tui.gateway.library import Library
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.routes import BLOBS, NO_ACCOUNT, is_account
@@ -41,6 +43,7 @@ class Api:
         self._fleet = fleet
         self._tasks: set[asyncio.Task[None]] = set()
         self._library = Library(gateway, fleet)
+        self._requests = Requests(gateway)
         self._routes: dict[str, dict[bytes, Handle]] = {
             "/": _read(self._root),
             "/health": _read(self._health),
@@ -54,6 +57,7 @@ class Api:
             "/v1/models": {b"GET": self._json(aggregate.openai_models)},
             "/olol/v1/fleet": {b"GET": self._fleet_route},
             "/metrics": {b"GET": Scrape(gateway, fleet).handle},
+            REQUESTS: {b"GET": self._requests.every},
             **self._library.routes,
         }
 
@@ -76,6 +80,8 @@ class Api:
         methods = self._routes.get(path)
         if methods is None and path.startswith("/v1/models/"):
             methods = {b"GET": self._openai_model}
+        if methods is None and path.startswith(REQUESTS + "/"):
+            methods = {b"GET": self._requests.one, b"DELETE": self._requests.cancel}
         if methods is None and path.startswith(BLOBS):
             methods = self._library.blob_routes
         if methods is None and is_account(path):

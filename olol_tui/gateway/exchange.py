@@ -20,6 +20,7 @@ from olol_tui.gateway.dialects.errors import BadRequest, TranslationError
 from olol_tui.gateway.dialects.llama import load_reply
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.http import JSON, NDJSON, SSE, HttpConnection, Request
+from olol_tui.gateway.inspect import wants_why, why_header
 from olol_tui.gateway.metrics import GAP_BOUNDS_S
 from olol_tui.gateway.routes import Inference
 from olol_tui.gateway.times import rfc3339
@@ -317,6 +318,7 @@ class Exchange:
             self._call.pause()
 
     def client_resumed(self) -> None:
+        self._touched_s = self._gateway.now()
         if self._call is not None:
             self._call.resume()
 
@@ -371,6 +373,13 @@ class Exchange:
     def check(self, now_s: float, first_byte_s: float, idle_s: float) -> None:
         """Called by the sweeper: has the engine fallen silent?"""
         if self._call is None or self._ended:
+            return
+        connection = self.connection
+        if connection is not None and connection.paused:
+            # The engine is held back by us: its silence is the client's.
+            if now_s - self._touched_s > idle_s:
+                self.record.cause = "client_stalled"
+                self.cancel(f"the client read nothing for {idle_s:.0f} s")
             return
         limit = first_byte_s if self.record.first_s is None else idle_s
         if now_s - self._touched_s > limit:
@@ -482,7 +491,10 @@ class Exchange:
 
     def _marks(self) -> bytes:
         record = self.record
-        return f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
+        marks = f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
+        if wants_why(self._request):
+            marks += why_header(record.why)
+        return marks
 
     def _frame(self, message: str) -> bytes:
         return errors.error_frame(self.route.dialect, 500, message)

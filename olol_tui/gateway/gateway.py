@@ -13,9 +13,10 @@ import msgspec
 
 from olol_tui.config import GatewayConfig
 from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, ModelLoad, Request
-from olol_tui.gateway import bodies, http, upstream
+from olol_tui.gateway import bodies, http, tls, upstream
 from olol_tui.gateway.access import Access
 from olol_tui.gateway.api import Api
+from olol_tui.gateway.archive import Archive, Refused
 from olol_tui.gateway.dialects import errors, fields, keepalive, llama, openai
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.exchange import Exchange
@@ -27,6 +28,7 @@ from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.records import Ledger, Record
 from olol_tui.gateway.routes import BLOBS, INFERENCE, Inference, dialect_of
 from olol_tui.gateway.times import rfc3339
+from olol_tui.gateway.tls import TlsFiles
 from olol_tui.models.names import canonical, is_cloud
 from olol_tui.routing.policy import NOBODY
 from olol_tui.routing.queue import Dispatch, Load, Queue, Step, Ticket
@@ -54,6 +56,7 @@ class Gateway:
         *,
         dial: upstream.Dial = upstream.dial_tcp,
         keys: KeyStore | None = None,
+        archive: Archive | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._config = config
@@ -62,6 +65,8 @@ class Gateway:
         self.streamed = BLOBS
         self.pool = upstream.UpstreamPool(dial)
         self.gate = Gate(keys, self._loop.time, connections_per_key=config.max_connections_per_key)
+        self._tls = TlsFiles(config.tls_cert, config.tls_key) if config.tls_cert else None
+        self._archive = archive
         self.metrics = Metrics()
         self._lag = LagClock(self._loop, self.metrics.lag.observe)
         self.ledger = Ledger(self._loop.time, self._recorded)
@@ -103,11 +108,14 @@ class Gateway:
             self._config.host,
             self._config.port,
             backlog=1024,
+            ssl=None if self._tls is None else self._tls.context,
+            ssl_handshake_timeout=None if self._tls is None else tls.HANDSHAKE_S,
         )
         self._servers.append(server)
         port = server.sockets[0].getsockname()[1]
         host = self._config.host
-        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self._tls is None else "https"
+        self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         self._sweeper = self._loop.create_task(self._sweep())
         self._lag.start()
 
@@ -155,6 +163,8 @@ class Gateway:
                 waits = connection.active is None or connection.receiving
                 if waits and now > connection.deadline:
                     connection.abort()
+            if self._tls is not None:
+                self._tls.refresh()
             ended_keys = self.gate.refresh()
             for exchange in list(self._exchanges.values()):
                 if exchange.record.key_id in ended_keys:
@@ -237,6 +247,10 @@ class Gateway:
     ) -> None:
         dialect = dialect_of(request.path)
         self.metrics.refused(dialect, status)
+        if self._archive is not None and self._archive.logs:
+            client = connection.peer if request.key is None else request.key.name
+            method = request.method.decode("latin-1")
+            self._archive.put(Refused(time.time(), client, method, request.path, status))
         connection.reply(status, errors.error_body(dialect, status, message), http.JSON, extra)
 
     # -- inference
@@ -379,6 +393,8 @@ class Gateway:
     def _recorded(self, record: Record) -> None:
         """A request ended: count it and keep its record."""
         self.metrics.ended(record)
+        if self._archive is not None:
+            self._archive.put(record)
         if record.key_id:
             self.gate.ended(record.key_id, record.tokens + (record.prompt_tokens or 0))
 
@@ -410,6 +426,17 @@ class Gateway:
             return False
         exchange.cancel("cancelled by the operator")
         return True
+
+    def position(self, request_id: str) -> int | None:
+        """Place in its model's queue, 1 is next; None when it does not wait."""
+        exchange = self._exchanges.get(request_id)
+        if exchange is None or exchange.record.state != "queued":
+            return None
+        return self.queue.position(exchange.ticket)
+
+    @property
+    def unrecorded(self) -> int:
+        return 0 if self._archive is None else self._archive.unrecorded
 
     def view(self) -> tuple[tuple[Request, ...], GatewayState]:
         """Requests and totals for the snapshot."""

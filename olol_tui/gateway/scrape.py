@@ -47,7 +47,7 @@ class Scrape:
             running=running,
             connections=gateway.connections,
             draining=gateway.draining,
-            unrecorded=0,
+            unrecorded=gateway.unrecorded,
         )
 
     def _render(self, instant: Instant, accept: str) -> tuple[bytes, str]:

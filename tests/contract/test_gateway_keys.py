@@ -240,7 +240,8 @@ async def test_requests_at_once_and_what_a_bad_body_costs(tmp_path: Path) -> Non
                 assert (await client.post("/api/generate", content=bad)).status_code == 400
             assert not here.gateway.ledger.live
             async with client.stream("POST", "/api/generate", json=ask(200)) as reply:
-                await anext(reply.aiter_lines())
+                lines = reply.aiter_lines()
+                await anext(lines)
                 assert (await client.post("/api/generate", json=ask())).status_code == 429
             await eventually(lambda: not here.gateway.ledger.live)
             assert (await client.post("/api/generate", json=ask())).status_code == 200
