@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import gc
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from olol_tui.gateway.archive import Archive
 from olol_tui.gateway.gateway import Gateway
 from olol_tui.gateway.keys import FILE_NAME as KEYS_FILE
 from olol_tui.gateway.keys import KeyStore
+from olol_tui.gateway.upstream import dial_tcp
 from olol_tui.link import Link
 from olol_tui.paths import Paths
 from olol_tui.ports import port_taken
+from olol_tui.routing.roster import ROAD_MARK
 
 log = logging.getLogger("olol.core")
 
@@ -81,7 +84,11 @@ class Core:
             archive.start()
             stack.callback(archive.close)
             self._gateway = Gateway(
-                self._config.gateway, self._controller, keys=keys, archive=archive
+                self._config.gateway,
+                self._controller,
+                dial=self._dial,
+                keys=keys,
+                archive=archive,
             )
             stack.push_async_callback(self._gateway.close)
             try:
@@ -105,6 +112,14 @@ class Core:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    async def _dial(
+        self, address: str, factory: Callable[[], asyncio.Protocol]
+    ) -> asyncio.Protocol:
+        """Engines on other machines by their node's road, everything else by TCP."""
+        if ROAD_MARK in address:
+            return await self._controller.dial(address, factory)
+        return await dial_tcp(address, factory)
 
     async def _settle(self) -> None:
         """Wait until the nodes of this machine have told what they are, or failed to."""
@@ -175,7 +190,8 @@ def _check_exposure(gateway: GatewayConfig, keys: KeyStore) -> None:
 
 def _is_known(node: Node) -> bool:
     if node.state == "ready":
-        return bool(node.runner) or any(engine.state == "ready" for engine in node.engines)
+        is_empty = bool(node.runner) or not node.engines
+        return is_empty or any(engine.state == "ready" for engine in node.engines)
     return node.state == "failed"
 
 

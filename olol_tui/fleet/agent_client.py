@@ -7,7 +7,7 @@ machines). A client is cheap: one per connection attempt. Every failure of the r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from olol_tui.fleet.wire import (
     Frame,
     Generation,
     Hello,
+    Holder,
     Inventory,
     LogLine,
     Models,
@@ -35,6 +36,7 @@ INVENTORY_TIMEOUT_S = 30.0
 SILENCE_S = 10.0
 """A telemetry stream that beats every second and says nothing for so long is dead."""
 
+_NOT_FOUND = 404
 _T = TypeVar("_T")
 
 
@@ -42,18 +44,38 @@ class AgentUnreachable(NodeError):
     title = "The agent does not answer"
 
 
+class HeldByOther(NodeError):
+    """Another controller manages this node: it is read-only for us."""
+
+    title = "The node is managed by another console"
+
+    def __init__(self, node: str, holder: Holder, hint: str) -> None:
+        super().__init__(f"{node} is managed by {holder.name}", hint=hint)
+        self.holder = holder
+
+
 class AgentClient:
     """One agent over one transport; an async context manager that closes it.
 
+    Args:
+        headers: who we are to the agent; see `identity`. Without them nothing can be changed
+            while somebody manages the node.
+
     Raises, from every method:
         AgentUnreachable: the road is broken or the agent is silent.
+        HeldByOther: another controller manages the engines.
         NodeError: the agent refused, with its reason.
     """
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, node: str) -> None:
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        node: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._node = node
         self._http = httpx.AsyncClient(
-            transport=transport, base_url="http://agent", timeout=CALL_TIMEOUT_S
+            transport=transport, base_url="http://agent", timeout=CALL_TIMEOUT_S, headers=headers
         )
 
     async def __aenter__(self) -> AgentClient:
@@ -95,6 +117,24 @@ class AgentClient:
         wanted = {"generation": generation, "engines": [_spec_body(spec) for spec in specs]}
         reply = await self._call("PUT", "/v1/engines", Generation, body=wanted)
         return reply.generation
+
+    async def claim(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """Manage this node's engines from now on, or go on doing so.
+
+        Raises:
+            HeldByOther: another controller does.
+        """
+        try:
+            await self._call("POST", "/v1/claim", dict, timeout_s=timeout_s)
+        except _NoSuchRoute:
+            return  # An agent from before there were leases.
+
+    async def release(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """Manage them no more: another controller may, at once."""
+        try:
+            await self._call("POST", "/v1/release", dict, timeout_s=timeout_s)
+        except _NoSuchRoute:
+            return
 
     async def restart(self, engine_id: str) -> None:
         await self._call("POST", f"/v1/engines/{quote(engine_id, safe='')}/restart", dict)
@@ -174,15 +214,23 @@ class AgentClient:
 
     def _refused(self, status: int, content: bytes) -> NodeError:
         try:
-            problem = msgspec.json.decode(content, type=Refusal).error
+            refusal = msgspec.json.decode(content, type=Refusal)
         except msgspec.MsgspecError:
             text = content.decode(errors="replace").strip()
             return NodeError(f"the agent of {self._node} answered {status}: {text[:200]}")
-        return NodeError(
+        problem = refusal.error
+        if refusal.held_by is not None:
+            return HeldByOther(self._node, refusal.held_by, problem.hint)
+        kind = _NoSuchRoute if status == _NOT_FOUND else NodeError
+        return kind(
             problem.message or f"the agent of {self._node} answered {status}",
             hint=problem.hint,
             title=problem.title or None,
         )
+
+
+class _NoSuchRoute(NodeError):
+    """The agent has no such path, or no such thing."""
 
 
 def _spec_body(spec: Spec) -> dict[str, Any]:

@@ -51,8 +51,14 @@ class AlertBook:
     def __init__(self) -> None:
         self._since_s: dict[str, float] = {}
 
-    def update(self, nodes: Iterable[Node], now_s: float) -> tuple[Alert, ...]:
+    def update(
+        self, nodes: Iterable[Node], now_s: float, config_problem: str = ""
+    ) -> tuple[Alert, ...]:
+        """Args: config_problem: why the configuration file as it is now is not followed."""
         findings = find(nodes, self._since_s.keys())
+        if config_problem:
+            told = f"not followed: {config_problem}"
+            findings.insert(0, Finding("config", "warning", "cluster.toml", told))
         self._since_s = {f.key: self._since_s.get(f.key, now_s) for f in findings}
         return tuple(
             Alert(
@@ -67,7 +73,12 @@ class AlertBook:
 
 def _of_node(node: Node, active: Set[str]) -> Iterator[Finding]:
     name = node.name
-    if node.state in ("lost", "failed"):
+    if node.question is not None:
+        told = f"its {node.question.key_type} host key is unknown: {node.question.fingerprint}"
+        yield Finding(f"{name} host key", "warning", name, told)
+    elif node.provisioned is False and node.state == "failed":
+        yield Finding(f"{name} new", "warning", name, node.error or "not provisioned yet")
+    elif node.state in ("lost", "failed"):
         said = node.error or "no contact"
         yield Finding(f"{name} down", "critical", name, f"{node.state}: {said}")
     elif node.stale:
@@ -80,8 +91,15 @@ def _of_node(node: Node, active: Set[str]) -> Iterator[Finding]:
             f"{name} foreign {url}",
             "info",
             name,
-            f"an Ollama that we did not start runs at {url}: it is left alone; to use it, "
-            f'add [endpoints.NAME] url = "{url}"',
+            f"an Ollama that we did not start runs at {url}: it is left alone, and can be used "
+            "as an endpoint",
+        )
+    if node.managed_by:
+        yield Finding(
+            f"{name} managed",
+            "info",
+            name,
+            f"managed by {node.managed_by}: read-only here",
         )
     if node.state == "lost" or node.stale:
         # Old temperatures and engine states would raise alarms about the past.

@@ -19,27 +19,22 @@ from typing import TypeVar
 
 import olol_tui
 from olol_tui.config import ClusterConfig
-from olol_tui.errors import OlolError, PlacementError
+from olol_tui.errors import OlolError
 from olol_tui.fleet.alerts import AlertBook
-from olol_tui.fleet.commands import (
-    Accepted,
-    AnyCommand,
-    CancelRequest,
-    Move,
-    Place,
-    RestartEngine,
-    SetCordon,
-    SetPin,
-    Unload,
-)
+from olol_tui.fleet.cluster_file import ClusterFile
+from olol_tui.fleet.commands import Accepted, AnyCommand
+from olol_tui.fleet.crew import Crew
+from olol_tui.fleet.identity import load as load_identity
 from olol_tui.fleet.leases import Leases
 from olol_tui.fleet.maintenance import Maintenance
 from olol_tui.fleet.member import Member
-from olol_tui.fleet.members import build_members
 from olol_tui.fleet.operations import OperationBook
+from olol_tui.fleet.orders import Orders
 from olol_tui.fleet.pins import PinKeeper
 from olol_tui.fleet.placing import Placer
 from olol_tui.fleet.publisher import Publisher
+from olol_tui.fleet.questions import Questions
+from olol_tui.fleet.road import Factory
 from olol_tui.fleet.sizes import MeasuredSizes
 from olol_tui.fleet.snapshot import (
     RUNNERS,
@@ -54,6 +49,7 @@ from olol_tui.fleet.snapshot import (
 from olol_tui.fleet.wishes import Wishes, WishesFile
 from olol_tui.models.names import canonical
 from olol_tui.paths import Paths
+from olol_tui.routing.roster import ROAD_MARK
 
 log = logging.getLogger("olol.fleet")
 
@@ -82,7 +78,6 @@ class Controller:
         *,
         tick_s: float = 1.0,
     ) -> None:
-        self._config = config
         self._clock = clock
         self._wishes = Wishes(self._wishes_changed)
         self._wishes_file = WishesFile(paths.state_dir / "wishes.json", self._wishes)
@@ -90,14 +85,23 @@ class Controller:
         self._alerts = AlertBook()
         self._publisher = Publisher(self._snapshot, tick_s=tick_s)
         self._book = OperationBook(clock, self._publisher.poke)
-        self._members: dict[str, Member] = build_members(
+        self._questions = Questions(self._publisher.poke)
+        self._crew = Crew(
             config,
             paths,
             wishes=self._wishes,
+            identity=load_identity(paths.state_dir / "controller-id"),
+            questions=self._questions,
             clock=clock,
             changed=self._node_changed,
             expires_at=lambda engine_id: self._leases.expires_at(engine_id, clock()),
             beat_s=tick_s,
+        )
+        self._file = ClusterFile(
+            config.source or paths.config_file,
+            present=lambda: self._crew.config,
+            apply=self._crew.apply,
+            changed=self._node_changed,
         )
         self._nodes: tuple[Node, ...] | None = None
         self._alerted: tuple[Node, ...] | None = None
@@ -108,6 +112,15 @@ class Controller:
         self._placer = Placer(self)
         self._pins = PinKeeper(self, self._placer)
         self._maintenance = Maintenance(self)
+        self._orders = Orders(
+            self,
+            self._crew,
+            placer=self._placer,
+            maintenance=self._maintenance,
+            questions=self._questions,
+            file=self._file,
+            cancel=lambda request: self._cancel_request(request),
+        )
         self._gateway_view: GatewayView = lambda: ((), GatewayState())
         self._cancel_request: Callable[[str], bool] = lambda _id: False
         self._requests: tuple[Request, ...] = ()
@@ -117,8 +130,10 @@ class Controller:
 
     async def __aenter__(self) -> Controller:
         await asyncio.to_thread(self._wishes_file.load)
-        for name in self._members:
-            for launch in self._wishes.launches_on(name):
+        # What was adopted is only known now.
+        await self._crew.apply(self._crew.config)
+        for member in self._crew:
+            for launch in self._wishes.launches_on(member.name):
                 self._leases.hold(launch.engine_id, launch.keep_alive_s)
         self._publisher.publish()
         started = asyncio.Event()
@@ -133,18 +148,21 @@ class Controller:
         """End all tasks; a second call does nothing.
 
         Args:
-            stop_engines: stop engines and agents too, where they are ours.
+            stop_engines: stop engines and agents of this machine. Those of other machines go
+                on: they are there for more than this console, and `Uninstall` ends them.
         """
         if self._task is None:
             return
         task, self._task = self._task, None
+        here = [one for one in self._crew.sessions if stop_engines and one.config.local]
+        await asyncio.gather(*(one.release() for one in self._crew if one not in here))
         self._stop.set()
         try:
             await task
+            await asyncio.gather(*(self._shut_down(member) for member in here))
         finally:
             self._publisher.close()
-        if stop_engines:
-            await asyncio.gather(*(self._shut_down(member) for member in self._members.values()))
+            await self._crew.aclose()
 
     # -- reading
 
@@ -174,6 +192,20 @@ class Controller:
         return self.member(node).logs(engine, tail)
 
     # -- the gateway's side
+
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """A stream to an engine behind a node's road: `gateway.upstream.Dial` for addresses that
+        hold ROAD_MARK.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        name, _, there = address.partition(ROAD_MARK)
+        try:
+            member = self._crew.member(name)
+        except OlolError as error:
+            raise ConnectionError(str(error)) from error
+        return await member.dial(there, factory)
 
     def attach_gateway(self, view: GatewayView, cancel: Callable[[str], bool]) -> None:
         """Take requests and gateway figures of each snapshot from `view`."""
@@ -235,41 +267,10 @@ class Controller:
             OlolError: refused at once, with the reason.
         """
         log.info("command", extra={"submitted": repr(command)})
-        match command:
-            case Place():
-                operation = self._placer.place(command)
-            case Unload():
-                operation = self._placer.unload(command)
-            case Move():
-                operation = self._placer.move(command)
-            case SetPin():
-                operation = self._placer.set_pin(command)
-            case CancelRequest():
-                operation = self._cancel(command.request)
-            case RestartEngine():
-                operation = self._maintenance.restart(command.engine)
-            case SetCordon():
-                operation = self._cordon(command.node, command.cordoned)
+        operation = await self._orders.take(command)
         # Whoever submitted looks for its operation next.
         self._publisher.publish(is_tick=False)
         return Accepted(operation)
-
-    def _cancel(self, request: str) -> str:
-        if not self._cancel_request(request):
-            raise OlolError(
-                f"there is no live request {request}",
-                title="The request cannot be cancelled",
-                hint="It may have ended just now.",
-            )
-        return self._book.note(f"cancel {request}", "cancelled")
-
-    def _cordon(self, node: str, cordoned: bool) -> str:
-        member = self.member(node)
-        self._wishes.set_cordon(node, cordoned)
-        member.replan()
-        word = "cordon" if cordoned else "uncordon"
-        takes = "takes no new work" if cordoned else "takes work again"
-        return self._book.note(f"{word} {node}", f"{node} {takes}")
 
     # -- Desk: what the parts that carry out commands need
 
@@ -277,7 +278,7 @@ class Controller:
     def nodes(self) -> tuple[Node, ...]:
         if self._nodes is None:
             now_s = self._clock()
-            self._nodes = tuple(member.view(now_s) for member in self._members.values())
+            self._nodes = tuple(member.view(now_s) for member in self._crew)
             self._sizes.learn(self._nodes)
         return self._nodes
 
@@ -297,25 +298,22 @@ class Controller:
         return self._clock()
 
     def member(self, node: str) -> Member:
-        try:
-            return self._members[node]
-        except KeyError:
-            raise PlacementError(
-                f"there is no node {node}", hint=f"Nodes: {', '.join(self._members)}"
-            ) from None
+        return self._crew.member(node)
 
     def engine(self, engine_id: str) -> Engine | None:
         return next((e for node in self.nodes for e in node.engines if e.id == engine_id), None)
 
+    @property
+    def running(self) -> tuple[Request, ...]:
+        return tuple(request for request in self._requests if request.state in _BUSY_STATES)
+
     def busy(self, engine_id: str) -> frozenset[str]:
         return frozenset(
-            canonical(request.model)
-            for request in self._requests
-            if request.engine == engine_id and request.state in _BUSY_STATES
+            canonical(request.model) for request in self.running if request.engine == engine_id
         )
 
     def default_ctx(self, node: str) -> int:
-        config = self._config.nodes.get(node)
+        config = self._crew.config.nodes.get(node)
         return config.num_ctx if config is not None else _ENDPOINT_CTX
 
     def measured_bytes(self, model: Model, num_ctx: int) -> int | None:
@@ -332,8 +330,8 @@ class Controller:
             async with asyncio.TaskGroup() as tasks:
                 self._book.open(tasks)
                 self._maintenance.open(tasks)
-                for name, member in self._members.items():
-                    tasks.create_task(member.run(), name=f"member {name}")
+                self._crew.open(tasks)
+                tasks.create_task(self._file.keep(), name="cluster file")
                 tasks.create_task(self._publisher.run(), name="publisher")
                 tasks.create_task(self._wishes_file.keep(), name="wishes")
                 started.set()
@@ -384,13 +382,13 @@ class Controller:
         nodes = self.nodes
         if nodes is not self._alerted:
             self._alerted = nodes
-            self._alert_list = self._alerts.update(nodes, now_s)
+            self._alert_list = self._alerts.update(nodes, now_s, self._file.problem)
         self._fleet_seq += 1
         return Fleet(
             seq=self._fleet_seq,
             now_s=now_s,
             wall=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            name=self._config.name,
+            name=self._crew.config.name,
             version=olol_tui.__version__,
             nodes=nodes,
             requests=self._requests,
@@ -398,6 +396,7 @@ class Controller:
             pins=self._wishes.pins,
             operations=self._book.view(now_s),
             alerts=self._alert_list,
+            passphrase=self._questions.open,
         )
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from olol_tui.config import NodeConfig
-from olol_tui.fleet.snapshot import RUNNERS, Device, EngineKind, Model
+from olol_tui.fleet.snapshot import RUNNERS, Device, EngineKind, Model, Role
 from olol_tui.fleet.wire import Inventory, RunnerModel, Spec
 from olol_tui.fleet.wishes import Launch
 from olol_tui.models.names import canonical
@@ -31,6 +31,16 @@ _HOW_TO_GET: dict[str, str] = {
 }
 
 
+NOTES: dict[Role, str] = {
+    "rpc": "reserved for llama.cpp RPC",
+    "off": "switched off: no engine may use it",
+}
+"""What the role of a device without an engine means."""
+EVERYWHERE = "0.0.0.0"
+"""Where engines listen that are reached without SSH (`transport = "direct"`)."""
+_NO_ROLES: Mapping[str, Role] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one node should run, and why."""
@@ -42,6 +52,15 @@ class Plan:
     """A kind in RUNNERS when the node launches one process a model."""
     error: str = ""
     """Why the node cannot compute."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """By UUID, for every device."""
+    warning: str = ""
+    """What of the configuration has no effect."""
+
+    def show(self, device: Device) -> Device:
+        """The device with its role."""
+        role = self.roles.get(device.uuid, "")
+        return replace(device, role=role, note=NOTES.get(role, "")) if role else device
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +89,41 @@ def choose_kind(config: NodeConfig, inventory: Inventory) -> Choice:
     )
 
 
+def role_of(config: NodeConfig, device: Device, wished: Mapping[str, Role] = _NO_ROLES) -> Role:
+    """What a device is for: as wished, else as configured by UUID (or its start) or index."""
+    if device.uuid in wished:
+        return wished[device.uuid]
+    for key, role in config.roles.items():
+        if key == str(device.index) or (not key.isdigit() and device.uuid.startswith(key)):
+            return role
+    return "shared" if config.gpus == "shared" else "ollama"
+
+
 def plan(
-    node: str, config: NodeConfig, inventory: Inventory, launches: Iterable[Launch] = ()
+    node: str,
+    config: NodeConfig,
+    inventory: Inventory,
+    launches: Iterable[Launch] = (),
+    wished: Mapping[str, Role] = _NO_ROLES,
 ) -> Plan:
     """The desired engines of a node.
 
     Args:
         launches: the runners asked for on this node. Those whose device is gone or whose
             kind the node no longer has are left out: the agent would refuse the whole list.
+        wished: roles that the operator gave to devices, by UUID.
     """
+    roles = {device.uuid: role_of(config, device, wished) for device in inventory.devices}
+    warning = _without_device(config, inventory.devices)
     choice = choose_kind(config, inventory)
     if choice.kind is None:
-        return Plan(error=choice.reason)
+        return Plan(error=choice.reason, roles=roles, warning=warning)
     if not inventory.devices:
-        return Plan(error="The agent found no device to compute on")
+        return Plan(error="The agent found no device to compute on", warning=warning)
     if choice.kind in RUNNERS:
-        by_uuid = {device.uuid: device for device in inventory.devices}
+        by_uuid = {
+            device.uuid: device for device in inventory.devices if roles[device.uuid] not in NOTES
+        }
         wanted = [
             launch for launch in launches if launch.kind == choice.kind and launch.device in by_uuid
         ]
@@ -96,14 +134,21 @@ def plan(
                 for launch in wanted
             ),
             runner=choice.kind,
+            roles=roles,
+            warning=warning,
         )
-    groups = _device_groups(config, inventory.devices)
+    groups = _device_groups(inventory.devices, roles)
+    # One prunes the store that they share; several would delete each other's downloads. Always
+    # the same one: its neighbours' roles may change without another process for it.
+    pruner = inventory.devices[0].uuid
     return Plan(
         specs=tuple(
-            _base_spec(node, config, choice.kind, label, devices, is_first=index == 0)
-            for index, (label, devices) in enumerate(groups)
+            _base_spec(node, config, choice.kind, label, devices, prunes=pruner in devices)
+            for label, devices in groups
         ),
-        reasons=tuple(f"{choice.reason}; {_grouping(config, label)}" for label, _ in groups),
+        reasons=tuple(f"{choice.reason}; {_grouping(label)}" for label, _ in groups),
+        roles=roles,
+        warning=warning,
     )
 
 
@@ -154,16 +199,47 @@ def usable(library: Iterable[Model], chosen: Plan) -> tuple[Model, ...]:
 
 
 def _device_groups(
-    config: NodeConfig, devices: tuple[Device, ...]
+    devices: tuple[Device, ...], roles: Mapping[str, Role]
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """A device in error keeps its engine: a sensor that hangs is no reason to stop work."""
-    if config.gpus == "shared" and len(devices) > 1:
-        return [("shared", tuple(device.uuid for device in devices))]
-    return [(device.label, (device.uuid,)) for device in devices]
+    """(label, UUIDs) of each engine.
+
+    A device in error keeps its engine: a sensor that hangs is no reason to stop work.
+    """
+    shared = [device for device in devices if roles[device.uuid] == "shared"]
+    groups: list[tuple[str, tuple[str, ...]]] = []
+    if len(shared) > 1:
+        groups.append(("shared", tuple(device.uuid for device in shared)))
+        shared = []
+    groups += [
+        (device.label, (device.uuid,))
+        for device in devices
+        if roles[device.uuid] == "ollama" or device in shared
+    ]
+    return groups
 
 
-def _grouping(config: NodeConfig, label: str) -> str:
-    return "one engine over all GPUs" if label == "shared" else f"one engine for {label}"
+def _grouping(label: str) -> str:
+    return "one engine over shared GPUs" if label == "shared" else f"one engine for {label}"
+
+
+def _without_device(config: NodeConfig, devices: tuple[Device, ...]) -> str:
+    """Roles for devices that are not there: a typing error, or a card that was taken out."""
+    unknown = [
+        key
+        for key in config.roles
+        if not any(
+            key == str(device.index) or (not key.isdigit() and device.uuid.startswith(key))
+            for device in devices
+        )
+    ]
+    if not unknown or not devices:
+        return ""
+    return f"roles names {', '.join(unknown)}, and this node has {_listed(devices)}"
+
+
+def _listed(devices: tuple[Device, ...]) -> str:
+    shown = [f"{device.index} ({device.uuid})" for device in devices[:8]]
+    return ", ".join(shown) + (" …" if len(devices) > len(shown) else "")
 
 
 def _base_spec(
@@ -173,7 +249,7 @@ def _base_spec(
     label: str,
     devices: tuple[str, ...],
     *,
-    is_first: bool,
+    prunes: bool,
 ) -> Spec:
     simulation: dict[str, float | int] = {}
     slots = config.slots
@@ -198,9 +274,9 @@ def _base_spec(
         num_ctx=config.num_ctx,
         binary=config.binary,
         models_dir=config.models_dir,
-        # One prunes the store they share; several would delete each other's downloads.
-        prune=kind == "ollama" and is_first,
+        prune=kind == "ollama" and prunes,
         simulated=simulation,
+        listen=EVERYWHERE if config.transport == "direct" else "",
     )
 
 
@@ -213,4 +289,5 @@ def _runner_spec(config: NodeConfig, launch: Launch) -> Spec:
         num_ctx=launch.num_ctx or config.num_ctx,
         binary=config.binary,
         model=RunnerModel(name=launch.model, path=launch.path, chat_template=launch.chat_template),
+        listen=EVERYWHERE if config.transport == "direct" else "",
     )

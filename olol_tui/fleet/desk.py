@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from olol_tui.fleet.leases import Leases
 from olol_tui.fleet.member import Member
 from olol_tui.fleet.operations import OperationBook
-from olol_tui.fleet.snapshot import Engine, Model, Node
+from olol_tui.fleet.snapshot import Engine, Model, Node, Request
 from olol_tui.fleet.wishes import Wishes
 
 T = TypeVar("T")
@@ -28,6 +28,11 @@ class Desk(Protocol):
 
     @property
     def book(self) -> OperationBook: ...
+
+    @property
+    def running(self) -> tuple[Request, ...]:
+        """Requests that an engine computes on now, as the gateway tells them."""
+        ...
 
     def now_s(self) -> float:
         """The fleet clock."""

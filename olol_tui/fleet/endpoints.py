@@ -7,6 +7,7 @@ with one device, whose memory is what the configuration says (an Ollama does not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from olol_tui.config import EndpointConfig
 from olol_tui.errors import EngineError, NodeError
 from olol_tui.fleet.engine_client import EngineClient
 from olol_tui.fleet.overlay import Overlay
+from olol_tui.fleet.road import Factory, Road
 from olol_tui.fleet.snapshot import (
     STALE_AFTER_BEATS,
     Device,
@@ -31,6 +33,7 @@ from olol_tui.fleet.snapshot import (
     NodeState,
 )
 from olol_tui.fleet.wishes import Wishes
+from olol_tui.routing.roster import ROAD_MARK
 
 log = logging.getLogger("olol.fleet.endpoint")
 
@@ -42,7 +45,12 @@ _TIMEOUTS_TOLERATED = 1
 
 
 class EndpointSession:
-    """The controller's eye on one endpoint; see `Member`."""
+    """The controller's eye on one endpoint; see `Member`.
+
+    Args:
+        road: of the node on which it runs, where it is reached through one; None: by TCP.
+        host: of that node, for people.
+    """
 
     def __init__(
         self,
@@ -53,8 +61,13 @@ class EndpointSession:
         clock: Callable[[], float],
         changed: Callable[[], None],
         beat_s: float = BEAT_S,
+        road: Road | None = None,
+        host: str = "",
     ) -> None:
         self._name = name
+        self._road = road
+        self._host = host
+        self._try_now = asyncio.Event()
         self._config = config
         self._wishes = wishes
         self._clock = clock
@@ -95,7 +108,10 @@ class EndpointSession:
                 pause_s = ceiling * random.uniform(0.5, 1.0)
                 self._retry_s = self._clock() + pause_s
             self._changed()
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._try_now.wait()
+            self._try_now.clear()
 
     async def _poll(self) -> None:
         async with self._client() as client:
@@ -143,7 +159,7 @@ class EndpointSession:
             kind="endpoint",
             state=states.get(self._state, "backoff"),
             devices=(device.uuid,),
-            address=self._address,
+            address=self._way,
             version=self._version,
             slots=self._config.slots,
             loaded=tuple(
@@ -166,7 +182,19 @@ class EndpointSession:
             stale=self._seen_s is not None and age_s > STALE_AFTER_BEATS * self._beat_s,
             cordoned=cordoned,
             error=self._error,
+            host=self._host,
+            draining=self._wishes.is_draining(self._name),
+            last_contact_s=self._seen_s,
         )
+
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """Only those behind a node's road are asked: the others are reached by TCP."""
+        if self._road is None:
+            raise ConnectionError(f"{self._name} is not behind a node")
+        return await self._road.dial(address, factory)
+
+    def try_now(self) -> None:
+        self._try_now.set()
 
     def replan(self) -> None:
         self._changed()
@@ -206,9 +234,24 @@ class EndpointSession:
     async def shutdown(self) -> None:
         """Nothing: it is not ours."""
 
+    async def release(self) -> None:
+        """Nothing: nobody manages it."""
+
+    async def aclose(self) -> None:
+        """Nothing stays open; the road is its node's."""
+
     @property
     def _address(self) -> str:
         return urlsplit(self._config.url).netloc
 
+    @property
+    def _way(self) -> str:
+        """As the gateway dials it: with this member's name where it lies behind a road."""
+        is_behind = self._road is not None and self._road.kind != "local"
+        return f"{self._name}{ROAD_MARK}{self._address}" if is_behind else self._address
+
     def _client(self) -> EngineClient:
-        return EngineClient(httpx.AsyncHTTPTransport(), self._config.url, self._name)
+        transport = (
+            httpx.AsyncHTTPTransport() if self._road is None else self._road.engine_transport()
+        )
+        return EngineClient(transport, self._config.url, self._name)

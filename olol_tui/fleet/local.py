@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,9 +24,10 @@ import httpx
 import msgspec
 
 from olol_tui import agent_zip
-from olol_tui.errors import NodeError
+from olol_tui.errors import NodeError, OlolError
 from olol_tui.files import write_atomic
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
+from olol_tui.fleet.road import Factory, RoadFacts
 from olol_tui.fleet.wire import Hello
 from olol_tui.paths import Paths
 from olol_tui.unixhttp import UnixTransport
@@ -79,6 +80,29 @@ class LocalRoad:
     @property
     def kind(self) -> Literal["local", "ssh"]:
         return "local"
+
+    @property
+    def facts(self) -> RoadFacts:
+        return RoadFacts()
+
+    @property
+    def problem(self) -> OlolError | None:
+        return None
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Nothing of this road ever changes."""
+
+    async def lost(self) -> OlolError:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody ends this wait but by cancelling it")
+
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(factory, host.strip("[]"), int(port)))[1]
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
     def agent_transport(self) -> httpx.AsyncBaseTransport:
         return UnixTransport(self._socket)

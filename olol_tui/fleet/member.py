@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from olol_tui.fleet.engine_client import EngineClient
+from olol_tui.fleet.road import Factory
 from olol_tui.fleet.snapshot import Engine, Node
 
 
@@ -60,6 +62,26 @@ class Member(Protocol):
 
     def logs(self, engine_id: str, tail: int) -> AsyncIterator[str]: ...
 
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """A stream to an engine of this member, for requests.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        ...
+
+    def try_now(self) -> None:
+        """Do not wait for the next attempt to reach it."""
+        ...
+
     async def shutdown(self) -> None:
         """Stop engines and agent, where they are ours."""
+        ...
+
+    async def release(self) -> None:
+        """Leave it to the next controller, with all that runs there."""
+        ...
+
+    async def aclose(self) -> None:
+        """After `run` has ended: close what is still open."""
         ...

@@ -1,17 +1,21 @@
 """One node with an agent: keeps the link, the facts and the desired engines of that node.
 
-Life of a session: make sure that the agent runs, greet it, ask what there is, then three
-tasks at once until one fails: follow the telemetry, keep the desired engines applied, look
-again now and then. A failure ends the visit, not the session: it comes back with a jittered
-back-off, and everything that was known stays known, with its age.
+Life of a session: make sure that the agent runs, greet it, ask what there is, then several
+tasks at once until one fails: watch the road, follow the telemetry, hold the lease, keep the
+desired engines applied, look again now and then. A failure ends the visit, not the session: it
+comes back with a jittered back-off, and everything that was known stays known, with its age.
+
+A road that breaks makes the node `lost` in the same moment. An agent that does not answer
+over a road that works does not: engines run without it, and requests reach them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -20,11 +24,13 @@ from olol_tui.errors import NodeError, OlolError
 from olol_tui.fleet import desired
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.engine_client import EngineClient
+from olol_tui.fleet.identity import Identity
 from olol_tui.fleet.node_view import NodeFacts, build_node
 from olol_tui.fleet.overlay import Overlay
-from olol_tui.fleet.road import Road
-from olol_tui.fleet.snapshot import Engine, Node
-from olol_tui.fleet.wire import ClockMap, Frame, Inventory, Spec
+from olol_tui.fleet.road import Factory, NotProvisioned, Road
+from olol_tui.fleet.snapshot import Engine, Node, NodeState, ProvisionStep, Role
+from olol_tui.fleet.steering import Steering
+from olol_tui.fleet.wire import ClockMap, Frame, Inventory
 from olol_tui.fleet.wishes import Wishes
 
 log = logging.getLogger("olol.fleet.node")
@@ -33,7 +39,8 @@ SURVEY_EVERY_S = 30.0
 """Models pulled and engines installed behind our back are noticed this late."""
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
-_REFUSED_SHOWN_S = 60.0
+NOT_PROVISIONED_PAUSE_S = 30.0
+"""Looking costs a command there; somebody else may provision it meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +67,12 @@ class NodeSession:
         changed: Callable[[], None],
         expires_at: Callable[[str], str],
         beat_s: float = 1.0,
+        identity: Identity | None = None,
     ) -> None:
         self._name = name
         self._config = config
         self._road = road
+        self._identity = identity
         self._wishes = wishes
         self._library = library
         self._clock = clock
@@ -80,19 +89,31 @@ class NodeSession:
         self._overlay = Overlay(clock, changed)
         self._clock_map = ClockMap()
         self._client: AgentClient | None = None
-        self._replan = asyncio.Event()
+        self._steering = Steering(name, config, self._facts, wishes, clock=clock, changed=changed)
         self._surveying = asyncio.Lock()
         """Two at once could end with the older facts."""
+        self._try_now = asyncio.Event()
+        self._had_problem = road.problem is not None
         self._failures = 0
+        road.watch(self._road_changed)
 
     @property
     def name(self) -> str:
         return self._name
 
+    @property
+    def config(self) -> NodeConfig:
+        return self._config
+
+    @property
+    def road(self) -> Road:
+        return self._road
+
     def view(self, now_s: float) -> Node:
         return build_node(
             self._facts,
             now_s,
+            road=self._road.facts,
             clock_offset_s=self._clock_map.offset_s,
             wishes=self._wishes,
             overlay=self._overlay,
@@ -100,9 +121,28 @@ class NodeSession:
         )
 
     def replan(self) -> None:
-        self._replan.set()
-        self._make_plan()
+        self._steering.replan()
+
+    def planned(self, roles: Mapping[str, Role] | None = None) -> desired.Plan:
+        """The engines that are desired, or would be with other roles of the GPUs."""
+        return self._steering.planned(roles)
+
+    def try_now(self) -> None:
+        """Do not wait for the next attempt."""
+        self._try_now.set()
+
+    def show_steps(self, steps: tuple[ProvisionStep, ...]) -> None:
+        self._facts.steps = steps
         self._changed()
+
+    def forget(self) -> None:
+        """Everything of ours was taken off the node."""
+        self._facts.forget()
+        self._facts.state = "failed"
+        self._changed()
+
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        return await self._road.dial(address, factory)
 
     def engine_client(self, engine: Engine) -> EngineClient:
         return EngineClient(
@@ -129,59 +169,106 @@ class NodeSession:
         await self._client.restart(engine_id)
 
     async def logs(self, engine_id: str, tail: int) -> AsyncIterator[str]:
-        async with AgentClient(self._road.agent_transport(), self._name) as client:
+        async with self._agent() as client:
             async for line in client.logs(engine_id, tail=tail):
                 yield line
 
     async def shutdown(self) -> None:
+        if self._facts.holder is not None:
+            return  # Somebody else's.
         try:
-            async with AgentClient(self._road.agent_transport(), self._name) as client:
+            async with self._agent() as client:
                 await client.shutdown(stop_engines=True)
         except AgentUnreachable:
             # Its engines may live on without it: a new agent adopts and then stops them.
             await self._road.ensure_agent()
-            async with AgentClient(self._road.agent_transport(), self._name) as client:
+            async with self._agent() as client:
                 await client.shutdown(stop_engines=True)
         if not await self._road.gone(timeout_s=20.0):
             log.warning("%s: the agent has not ended after its shutdown", self._name)
 
+    async def release(self) -> None:
+        """Manage the node no more: another console may, at once."""
+        await self._steering.release(self._client)
+
+    async def aclose(self) -> None:
+        await self._road.aclose()
+
+    def _agent(self) -> AgentClient:
+        headers = None if self._identity is None else self._identity.headers
+        return AgentClient(self._road.agent_transport(), self._name, headers)
+
     async def run(self) -> None:
         while True:
+            self._try_now.clear()
+            error: BaseException = NodeError("the visit ended by itself")
             try:
                 await self._visit()
             except* (OlolError, OSError) as group:
-                self._fell(str(_first(group)))
+                error = _first(group)
             except* Exception as group:
                 log.exception("%s: unexpected failure", self._name)
-                self._fell(f"unexpected failure: {_first(group)!r}")
+                error = NodeError(f"unexpected failure: {_first(group)!r}")
             self._client = None
+            self._steering.ended()
+            self._fell(error)
             self._changed()
-            await asyncio.sleep(self._pause_s())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s(error)):
+                    await self._try_now.wait()
 
     async def _visit(self) -> None:
         """From greeting the agent to losing it. Ends by an exception only."""
         await self._road.ensure_agent()
-        async with AgentClient(self._road.agent_transport(), self._name) as client:
+        async with self._agent() as client:
             hello = await client.hello()
             if self._facts.hello is None or self._facts.hello.boot_id != hello.boot_id:
                 self._clock_map.forget()
             self._facts.hello = hello
+            self._facts.contact_s = self._clock()
             await self._survey(client)
             self._client = client
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_road(), name=f"road {self._name}")
                 tasks.create_task(self._follow(client), name=f"telemetry {self._name}")
-                tasks.create_task(self._steer(client), name=f"engines {self._name}")
+                tasks.create_task(self._steering.hold(client), name=f"lease {self._name}")
+                tasks.create_task(self._steering.steer(client), name=f"engines {self._name}")
                 tasks.create_task(self._keep_looking(client), name=f"survey {self._name}")
 
-    def _fell(self, reason: str) -> None:
-        known = self._facts.frame is not None
-        if self._facts.state not in ("lost", "failed") or self._facts.link_error != reason:
-            log.warning("%s: %s", self._name, reason)
-        self._facts.state = "lost" if known else "failed"
-        self._facts.link_error = reason
+    async def _watch_road(self) -> None:
+        problem = await self._road.lost()
+        raise AgentUnreachable(str(problem), hint=problem.hint)
 
-    def _pause_s(self) -> float:
+    def _road_changed(self) -> None:
+        problem = self._road.problem
+        if problem is not None and self._facts.state == "ready":
+            # Not when the visit has noticed: no request may be sent into the void meanwhile.
+            self._fell(problem)
+        if self._had_problem and problem is None:
+            self._try_now.set()
+        self._had_problem = problem is not None
+        self._changed()
+
+    def _fell(self, error: BaseException) -> None:
+        facts, reason = self._facts, str(error)
+        if isinstance(error, NotProvisioned) and facts.hello is not None:
+            facts.forget()
+        if facts.frame is None:
+            state: NodeState = "failed"
+        elif self._road.problem is not None or facts.state != "ready":
+            state = "lost"
+        else:
+            state = "ready"
+        if facts.state != state or facts.link_error != reason:
+            log.warning("%s: %s", self._name, reason)
+        facts.state = state
+        facts.link_error = reason
+        facts.link_hint = error.hint if isinstance(error, OlolError) else ""
+
+    def _pause_s(self, error: BaseException) -> float:
         """Before the next visit: at once after a good one, then doubling, always jittered."""
+        if isinstance(error, NotProvisioned):
+            return NOT_PROVISIONED_PAUSE_S
         self._failures += 1
         doubled_s: float = BACKOFF_FIRST_S * 2.0 ** min(self._failures - 1, 16)
         return min(BACKOFF_MAX_S, doubled_s) * random.uniform(0.5, 1.0)
@@ -197,10 +284,12 @@ class NodeSession:
         if self._facts.state != "ready":
             log.info("%s: connected", self._name)
         self._facts.frame = frame
-        self._facts.frame_at_s = now_s
+        self._facts.frame_at_s = self._facts.contact_s = now_s
         self._facts.state = "ready"
         self._facts.link_error = ""
+        self._facts.show_devices()
         self._failures = 0
+        self._steering.heard(frame)
         self._changed()
 
     async def _keep_looking(self, client: AgentClient) -> None:
@@ -217,7 +306,6 @@ class NodeSession:
         inventory = await client.inventory()
         if inventory != self._facts.inventory and not self._shrank(inventory):
             self._facts.inventory = inventory
-            self._replan.set()
         for error in inventory.errors:
             log.info("%s: %s", self._name, error)
         files, dirs, store = desired.library_request(
@@ -229,8 +317,7 @@ class NodeSession:
                 log.warning("%s: %s", self._name, error)
         self._facts.models = found.models
         self._facts.model_errors = found.errors
-        self._make_plan()
-        self._changed()
+        self._steering.replan()
 
     def _shrank(self, inventory: Inventory) -> bool:
         """True when devices are missing beside an error: a driver that hiccups, not a removal."""
@@ -238,57 +325,6 @@ class NodeSession:
         if before is None or not inventory.errors:
             return False
         return bool({d.uuid for d in before.devices} - {d.uuid for d in inventory.devices})
-
-    def _make_plan(self) -> None:
-        if self._facts.inventory is not None:
-            self._facts.plan = desired.plan(
-                self._name,
-                self._config,
-                self._facts.inventory,
-                self._wishes.launches_on(self._name),
-            )
-
-    async def _steer(self, client: AgentClient) -> None:
-        """Keep the agent's desired list equal to the plan."""
-        generation = (await client.engines()).generation
-        applied: tuple[Spec, ...] | None = None
-        while True:
-            self._replan.clear()
-            plan = self._facts.plan
-            # A plan with an error (an engine uninstalled just now) stops nothing that runs.
-            if not plan.error and plan.specs != applied:
-                try:
-                    generation = await client.put_engines(generation + 1, plan.specs)
-                except AgentUnreachable:
-                    raise
-                except NodeError as error:
-                    self._refused(plan.specs, applied or (), error)
-                else:
-                    applied = plan.specs
-                    self._facts.steer_error = ""
-                    log.info("%s: %d engines desired", self._name, len(applied))
-            await self._replan.wait()
-
-    def _refused(
-        self, specs: tuple[Spec, ...], applied: tuple[Spec, ...], error: NodeError
-    ) -> None:
-        """The agent took nothing: give up the new launches, so that the others are not held up."""
-        log.error("%s: refused the desired engines: %s", self._name, error)
-        known = {spec.id for spec in applied}
-        culprits = [
-            spec
-            for spec in specs
-            if spec.id not in known and self._wishes.launch_of(spec.id) is not None
-        ]
-        if not culprits:
-            self._facts.steer_error = str(error)
-            self._changed()
-            return
-        until_s = self._clock() + _REFUSED_SHOWN_S
-        for spec in culprits:
-            self._facts.refused[spec.id] = (spec, str(error), until_s)
-            self._wishes.drop_launch(spec.id)
-        self.replan()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

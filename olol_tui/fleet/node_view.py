@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Literal, cast
 
 from olol_tui.fleet import desired
 from olol_tui.fleet.overlay import Overlay
+from olol_tui.fleet.road import RoadFacts
 from olol_tui.fleet.snapshot import (
     RUNNERS,
     STALE_AFTER_BEATS,
+    Device,
     Engine,
     Loaded,
     Loading,
     Model,
     Node,
     NodeState,
+    ProvisionStep,
 )
-from olol_tui.fleet.wire import Frame, Hello, Inventory, Spec, Status
+from olol_tui.fleet.wire import Frame, Hello, Holder, Inventory, Spec, Status
 from olol_tui.fleet.wishes import Wishes
 
 
@@ -34,6 +38,7 @@ class NodeFacts:
     """It pretends to be a machine of its own: what really runs beside it is not its business."""
     state: NodeState = "connecting"
     link_error: str = ""
+    link_hint: str = ""
     steer_error: str = ""
     """Why the agent refused the desired engines."""
     hello: Hello | None = None
@@ -41,16 +46,38 @@ class NodeFacts:
     models: tuple[Model, ...] = ()
     model_errors: tuple[str, ...] = ()
     plan: desired.Plan = field(default_factory=desired.Plan)
+    devices: tuple[Device, ...] = ()
+    """As last told, with their roles."""
     frame: Frame | None = None
     frame_at_s: float = 0.0
+    contact_s: float | None = None
+    """Fleet clock at which the agent last said anything."""
+    holder: Holder | None = None
+    """The other controller that manages the engines; then nothing here is wished for."""
+    steps: tuple[ProvisionStep, ...] = ()
     refused: dict[str, tuple[Spec, str, float]] = field(default_factory=dict)
     """Launches that the agent refused: spec, reason, shown until (fleet clock)."""
+
+    def show_devices(self) -> None:
+        """Look at the devices and their roles anew; not at every view, which are many."""
+        frame, inventory = self.frame, self.inventory
+        told = frame.devices if frame is not None else inventory.devices if inventory else ()
+        self.devices = tuple(self.plan.show(device) for device in told)
+
+    def forget(self) -> None:
+        """Nothing of ours is there any more."""
+        self.hello = self.inventory = self.frame = self.holder = None
+        self.plan = desired.Plan()
+        self.models = self.model_errors = self.devices = ()
+        self.steer_error = ""
+        self.refused.clear()
 
 
 def build_node(
     facts: NodeFacts,
     now_s: float,
     *,
+    road: RoadFacts,
     clock_offset_s: float,
     wishes: Wishes,
     overlay: Overlay,
@@ -62,12 +89,15 @@ def build_node(
         expires_at: when a runner's model goes (RFC 3339), "" for never.
     """
     frame = facts.frame
-    inventory = facts.inventory
-    devices = frame.devices if frame is not None else inventory.devices if inventory else ()
+    devices = facts.devices
     cordoned = wishes.is_cordoned(facts.name)
     statuses = frame.engines if frame is not None else ()
-    engines = [_engine(status, facts, cordoned, clock_offset_s) for status in statuses]
-    engines += _expected(facts, {engine.id for engine in engines}, cordoned, now_s)
+    engines = [
+        _engine(status, facts, cordoned or wishes.is_paused(status.id), clock_offset_s)
+        for status in statuses
+    ]
+    if facts.holder is None:
+        engines += _expected(facts, {engine.id for engine in engines}, cordoned, now_s)
     finished = [
         _with_wishes(overlay.apply(engine, now_s), wishes, expires_at) for engine in engines
     ]
@@ -81,8 +111,11 @@ def build_node(
         devices=devices,
         engines=tuple(finished),
         library=desired.usable(facts.models, facts.plan),
-        runner=cast(Literal["", "llama-server", "embedded"], facts.plan.runner or ""),
-        foreign=_foreign(facts),
+        runner=cast(
+            Literal["", "llama-server", "embedded"],
+            facts.plan.runner or "" if facts.holder is None else "",
+        ),
+        foreign=_foreign(facts, wishes.adopted_on(facts.name)),
         agent_version=facts.hello.version if facts.hello else "",
         age_s=age_s,
         stale=frame is not None and age_s > STALE_AFTER_BEATS * facts.beat_s,
@@ -92,10 +125,32 @@ def build_node(
         cordoned=cordoned,
         pool=facts.pool,
         error=_error(facts),
+        hint=facts.link_hint if facts.link_error else "",
+        host=road.host,
+        ssh_command=road.ssh_command,
+        provisioned=road.provisioned,
+        steps=facts.steps,
+        question=road.question,
+        survives_reboot=road.survives_reboot,
+        last_contact_s=facts.contact_s,
+        managed_by="" if facts.holder is None else _since(facts.holder),
+        draining=wishes.is_draining(facts.name),
     )
 
 
-def _foreign(facts: NodeFacts) -> tuple[str, ...]:
+def _since(holder: Holder) -> str:
+    """`ops@laptop since 12:03`, in this console's time."""
+    moment = datetime.fromtimestamp(holder.since_wall)
+    is_today = moment.date() == datetime.now().date()
+    return f"{holder.name} since {moment:{'%H:%M' if is_today else '%Y-%m-%d %H:%M'}}"
+
+
+def _foreign(facts: NodeFacts, adopted: tuple[str, ...]) -> tuple[str, ...]:
+    """Without those that we use."""
+    return tuple(url for url in _found(facts) if url not in adopted)
+
+
+def _found(facts: NodeFacts) -> tuple[str, ...]:
     if facts.is_simulated:
         return ()
     if facts.frame is not None:
@@ -116,6 +171,7 @@ def _error(facts: NodeFacts) -> str:
         facts.link_error
         or facts.plan.error
         or facts.steer_error
+        or facts.plan.warning
         or "; ".join(inventory_errors)
         or "; ".join(facts.model_errors)
     )
@@ -146,7 +202,7 @@ def _engine(status: Status, facts: NodeFacts, cordoned: bool, offset_s: float) -
 
 def _is_unwanted(engine_id: str, facts: NodeFacts) -> bool:
     """Withdrawn, though its agent may not have heard: nothing may be sent there any more."""
-    if facts.inventory is None or facts.plan.error:
+    if facts.inventory is None or facts.plan.error or facts.holder is not None:
         return False
     return all(spec.id != engine_id for spec in facts.plan.specs)
 

@@ -33,6 +33,7 @@ class _Entry:
     operation: Operation
     key: str
     ended_s: float | None = None
+    task: asyncio.Task[None] | None = None
 
 
 class OperationBook:
@@ -82,9 +83,21 @@ class OperationBook:
             Operation(id=operation_id, title=title, state="running", started_s=self._clock()),
             key,
         )
-        self._tasks.create_task(self._run(operation_id, work), name=f"{operation_id} {title}")
+        entry = self._entries[operation_id]
+        entry.task = self._tasks.create_task(
+            self._run(operation_id, work), name=f"{operation_id} {title}"
+        )
+        entry.task.add_done_callback(lambda _: self._stopped(entry))
         self._changed()
         return operation_id
+
+    def cancel(self, operation_id: str) -> bool:
+        """Stop running work; False when there is none of that id."""
+        entry = self._entries.get(operation_id)
+        if entry is None or entry.ended_s is not None or entry.task is None:
+            return False
+        entry.task.cancel()
+        return True
 
     def note(self, title: str, message: str) -> str:
         """Record something that is done already."""
@@ -145,6 +158,11 @@ class OperationBook:
         else:
             log.info("%s: %s", title, message or "done")
             self._end(entry, replace(entry.operation, state="done", progress=1.0, message=message))
+
+    def _stopped(self, entry: _Entry) -> None:
+        """A task that is cancelled before it begins tells nobody."""
+        if entry.ended_s is None:
+            self._end(entry, replace(entry.operation, state="cancelled"))
 
     def _end(self, entry: _Entry, operation: Operation) -> None:
         entry.operation = operation

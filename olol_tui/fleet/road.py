@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import httpx
+
+from olol_tui.errors import OlolError
+from olol_tui.fleet.snapshot import HostKeyQuestion
+
+Factory = Callable[[], asyncio.Protocol]
+
+
+@dataclass(frozen=True, slots=True)
+class RoadFacts:
+    """What a road tells about itself and the other end, for the snapshot."""
+
+    host: str = ""
+    """`ops@gpu1.lan:2222`."""
+    ssh_command: str = ""
+    provisioned: bool | None = None
+    survives_reboot: bool | None = None
+    question: HostKeyQuestion | None = None
 
 
 class Road(Protocol):
@@ -15,6 +35,22 @@ class Road(Protocol):
 
     @property
     def kind(self) -> Literal["local", "ssh"]: ...
+
+    @property
+    def facts(self) -> RoadFacts: ...
+
+    @property
+    def problem(self) -> OlolError | None:
+        """Why nothing can travel now; None when it can. This machine has no such problem."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed`, on the loop, whenever `problem` or `facts` changed."""
+        ...
+
+    async def lost(self) -> OlolError:
+        """Return when there is a problem."""
+        ...
 
     async def ensure_agent(self) -> None:
         """Return when an agent of the right version answers; start or replace it if needed.
@@ -32,6 +68,25 @@ class Road(Protocol):
         """To an engine's `127.0.0.1:port` on the node."""
         ...
 
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """A stream to an engine's address, for requests.
+
+        Raises:
+            OSError: it cannot be opened. Once open, a stream that ends otherwise than by the
+                engine's own end of file ends with an exception in `connection_lost`.
+        """
+        ...
+
     async def gone(self, timeout_s: float) -> bool:
         """After a shutdown: wait until the agent is gone. False when it still is there."""
         ...
+
+    async def aclose(self) -> None:
+        """Leave; streams that are open fail."""
+        ...
+
+
+class NotProvisioned(OlolError):
+    """The machine answers and nothing of ours was ever installed there."""
+
+    title = "The node is not provisioned"

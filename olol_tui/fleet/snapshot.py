@@ -21,6 +21,10 @@ EngineState = Literal["starting", "ready", "backoff", "failed", "stopping", "sto
 RequestState = Literal["queued", "dispatched", "prefill", "decode", "done", "failed", "cancelled"]
 Severity = Literal["info", "warning", "critical"]
 
+Role = Literal["", "ollama", "shared", "rpc", "off"]
+"""What a GPU is for; "" where the question makes no sense (endpoints)."""
+StepState = Literal["waiting", "running", "done", "unchanged", "skipped", "failed", "cancelled"]
+
 RUNNERS: frozenset[EngineKind] = frozenset({"llama-server", "embedded"})
 """Engine kinds whose process serves exactly one model and speaks llama-server's dialect."""
 
@@ -97,6 +101,9 @@ class Device:
     pcie_tx_bytes_s: float | None = None
     error: str = ""
     """Why the device gives no or partial facts: lost, hung, driver mismatch."""
+    role: Role = ""
+    note: str = ""
+    """What its role means for whoever looks for an engine: `reserved for llama.cpp RPC`."""
 
     @property
     def label(self) -> str:
@@ -144,6 +151,45 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
+class ProvisionStep:
+    """One step of making a machine a node, or of taking everything off again."""
+
+    name: str
+    """`connect`, `facts`, `python`, `agent`, `engine`, `service`, `health`, `engines`, `traffic`;
+    `remove` and `proof` of an uninstall."""
+    state: StepState = "waiting"
+    took_s: float | None = None
+    """None until it has ended."""
+    message: str = ""
+    hint: str = ""
+    progress: float | None = None
+    """0..1 of an upload."""
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostKeyQuestion:
+    """A host key that nobody has vouched for: answered by TrustHostKey, or left alone."""
+
+    host: str
+    """As known_hosts names it, for people: `gpu1.lan port 2222`."""
+    key_type: str
+    fingerprint: str
+    """`SHA256:…`; the answer repeats it."""
+    randomart: str = ""
+    """The picture of `ssh-keygen -lv`, several lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassphraseQuestion:
+    """A private key of ours that is locked: answered by GivePassphrase."""
+
+    path: str
+    complaint: str = ""
+    """What was wrong with the last answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A machine: this one, one reached by SSH, or an endpoint somebody else runs."""
 
@@ -168,6 +214,25 @@ class Node:
     cordoned: bool = False
     pool: str = ""
     error: str = ""
+    hint: str = ""
+    """What to do about `error`."""
+    host: str = ""
+    """`ops@gpu1.lan:2222`: how it is reached; empty for this machine."""
+    ssh_command: str = ""
+    """What to type for a shell there; empty for this machine."""
+    provisioned: bool | None = None
+    """False: our agent was never installed there. None: not known yet, or no question."""
+    steps: tuple[ProvisionStep, ...] = ()
+    """Of the last or running Provision or Uninstall of this session."""
+    question: HostKeyQuestion | None = None
+    survives_reboot: bool | None = None
+    """Whether agent and engines come back after a reboot without us; None: not known."""
+    last_contact_s: float | None = None
+    """Fleet clock at which it last said anything; None: never."""
+    managed_by: str = ""
+    """`ops@laptop since 12:03` when another controller manages it: then it is read-only here."""
+    draining: bool = False
+    """Cordoned, and a Drain waits for its last requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +344,8 @@ class Fleet:
     pins: tuple[Pin, ...] = ()
     operations: tuple[Operation, ...] = ()
     alerts: tuple[Alert, ...] = ()
+    passphrase: PassphraseQuestion | None = None
+    """Asked one at a time."""
 
     def node(self, name: str) -> Node | None:
         return next((n for n in self.nodes if n.name == name), None)

@@ -74,6 +74,11 @@ def find_target(nodes: Iterable[Node], model: str, node: str, device: str) -> Ta
     found, where = find_place(nodes, node, device)
     held = find_model(nodes, model, found)
     engine = multi_engine(found, where)
+    if engine is None and where.note:
+        raise PlacementError(
+            f"{found.name}/{where.label} takes no model: {where.note}",
+            hint="Give the GPU another role first.",
+        )
     if engine is None and not found.runner:
         raise PlacementError(
             f"{found.name}/{where.label} has no engine", hint=found.error or "See `doctor`."

@@ -14,6 +14,14 @@ from olol_tui.fleet.snapshot import Device, EngineKind, EngineState, Loaded, Loa
 PROTOCOL = 1
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """The controller that manages a node's engines."""
+
+    id: str = ""
+    name: str = ""
+    since_wall: float = 0.0
+
+
 class Hello(msgspec.Struct, frozen=True):
     protocol: int = 0
     version: str = ""
@@ -24,6 +32,7 @@ class Hello(msgspec.Struct, frozen=True):
     machine_id: str = ""
     hostname: str = ""
     python: str = ""
+    controller: Holder | None = None
 
 
 class Installed(msgspec.Struct, frozen=True):
@@ -81,6 +90,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     args: tuple[str, ...] = ()
     model: RunnerModel | None = None
     simulated: dict[str, float | int] = msgspec.field(default_factory=dict)
+    listen: str = ""
 
 
 class StatusLoading(msgspec.Struct, frozen=True):
@@ -143,6 +153,7 @@ class Frame(msgspec.Struct, frozen=True):
     devices: tuple[Device, ...] = ()
     engines: tuple[Status, ...] = ()
     foreign: tuple[str, ...] = ()
+    controller: Holder | None = None
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -159,6 +170,8 @@ class Refusal(msgspec.Struct, frozen=True):
     """Body of every answer that is not a success."""
 
     error: Problem = msgspec.field(default_factory=Problem)
+    held_by: Holder | None = None
+    """Another controller manages the engines: nothing may be changed."""
 
 
 class ClockMap:

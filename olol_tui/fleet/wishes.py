@@ -1,7 +1,8 @@
 """What the operator and the gateway asked to exist, kept over restarts of the controller.
 
-Pins, launched runners and cordons: the part of the desired state that no configuration
-says. `Wishes` is pure; `WishesFile` keeps it in one small JSON file, written whole.
+Pins, launched runners, cordons, roles of GPUs and adopted servers: the part of the desired
+state that no configuration says. `Wishes` is pure; `WishesFile` keeps it in one small JSON
+file, written whole.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from olol_tui.files import write_atomic
-from olol_tui.fleet.snapshot import EngineKind, Pin
+from olol_tui.fleet.snapshot import EngineKind, Pin, Role
 from olol_tui.models.names import canonical, same
 
 log = logging.getLogger("olol.fleet.wishes")
@@ -37,6 +39,22 @@ class Launch(msgspec.Struct, frozen=True):
     """Idle time after which it goes; negative: never."""
 
 
+class RoleWish(msgspec.Struct, frozen=True):
+    """What a GPU is for, whatever the configuration says."""
+
+    node: str
+    device: str
+    """UUID."""
+    role: Role
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """A server on a node that somebody else runs and that we use."""
+
+    node: str
+    url: str
+
+
 class Kept(msgspec.Struct, frozen=True):
     """Content of the file."""
 
@@ -44,15 +62,21 @@ class Kept(msgspec.Struct, frozen=True):
     pins: tuple[Pin, ...] = ()
     launches: tuple[Launch, ...] = ()
     cordoned: tuple[str, ...] = ()
+    roles: tuple[RoleWish, ...] = ()
+    adopted: tuple[Adopted, ...] = ()
 
 
 class Wishes:
-    """Pins, launches and cordoned nodes. `changed` is called after every change."""
+    """`changed` is called after every change."""
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self._pins: dict[tuple[str, str, str], Pin] = {}
         self._launches: dict[str, Launch] = {}
         self._cordoned: set[str] = set()
+        self._roles: dict[str, dict[str, Role]] = {}
+        self._adopted: dict[Adopted, None] = {}
+        self._paused: set[str] = set()
+        self._draining: set[str] = set()
         self._changed = changed
 
     @property
@@ -116,6 +140,72 @@ class Wishes:
             self._cordoned.symmetric_difference_update({node})
             self._changed()
 
+    def roles_on(self, node: str) -> Mapping[str, Role]:
+        """By UUID; only what was wished."""
+        return self._roles.get(node, {})
+
+    def set_role(self, node: str, device: str, role: Role) -> None:
+        """Args: role: "" leaves it to the configuration again."""
+        roles = self._roles.setdefault(node, {})
+        if roles.get(device, "") != role:
+            if role:
+                roles[device] = role
+            else:
+                del roles[device]
+            self._changed()
+
+    def adopted_on(self, node: str) -> tuple[str, ...]:
+        """URLs of the servers that somebody else runs there and that we use."""
+        return tuple(one.url for one in self._adopted if one.node == node)
+
+    def set_adopted(self, node: str, url: str, adopted: bool) -> None:
+        one = Adopted(node, url)
+        if adopted != (one in self._adopted):
+            if adopted:
+                self._adopted[one] = None
+            else:
+                del self._adopted[one]
+            self._changed()
+
+    def is_draining(self, node: str) -> bool:
+        return node in self._draining
+
+    @contextmanager
+    def draining(self, node: str) -> Iterator[None]:
+        """Somebody waits for the node's last requests meanwhile. Not kept over a restart."""
+        self._draining.add(node)
+        self._changed()
+        try:
+            yield
+        finally:
+            self._draining.discard(node)
+            self._changed()
+
+    def is_paused(self, engine_id: str) -> bool:
+        """Whether the engine takes no new work for a moment. Not kept over a restart."""
+        return engine_id in self._paused
+
+    @contextmanager
+    def paused(self, engine_ids: Iterable[str]) -> Iterator[None]:
+        """No new work for these engines meanwhile."""
+        added = set(engine_ids) - self._paused
+        self._paused |= added
+        self._changed()
+        try:
+            yield
+        finally:
+            self._paused -= added
+            self._changed()
+
+    def forget_node(self, node: str) -> None:
+        """The node was taken out: nothing is wished for it any more."""
+        self._pins = {key: pin for key, pin in self._pins.items() if pin.node != node}
+        self._launches = {key: one for key, one in self._launches.items() if one.node != node}
+        self._cordoned.discard(node)
+        self._roles.pop(node, None)
+        self._adopted = {one: None for one in self._adopted if one.node != node}
+        self._changed()
+
     def encode(self) -> bytes:
         return msgspec.json.format(
             msgspec.json.encode(
@@ -123,6 +213,12 @@ class Wishes:
                     pins=self.pins,
                     launches=tuple(self._launches.values()),
                     cordoned=tuple(sorted(self._cordoned)),
+                    roles=tuple(
+                        RoleWish(node, device, role)
+                        for node, roles in self._roles.items()
+                        for device, role in roles.items()
+                    ),
+                    adopted=tuple(self._adopted),
                 )
             )
         )
@@ -132,6 +228,10 @@ class Wishes:
         self._pins = {(p.node, p.device, canonical(p.model)): p for p in kept.pins}
         self._launches = {launch.engine_id: launch for launch in kept.launches}
         self._cordoned = set(kept.cordoned)
+        self._roles = {}
+        for wish in kept.roles:
+            self._roles.setdefault(wish.node, {})[wish.device] = wish.role
+        self._adopted = dict.fromkeys(kept.adopted)
 
 
 class WishesFile:

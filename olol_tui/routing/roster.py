@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node
 from olol_tui.models.names import canonical
 
+NO_ENGINE = frozenset({"rpc", "off"})
+"""Roles of devices that take no model by themselves."""
 ROAD_MARK = "!"
 """Between node and address in `way_to`: neither holds it."""
 _OVERHEAD_BYTES = 320 * 1024 * 1024
@@ -114,7 +116,7 @@ class Roster:
                 seats += [
                     _launchable(node, device, entry)
                     for device in node.devices
-                    if device.uuid not in launched
+                    if device.uuid not in launched and device.role not in NO_ENGINE
                 ]
         return seats
 

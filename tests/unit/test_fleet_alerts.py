@@ -105,7 +105,7 @@ def test_a_model_that_spilled_to_the_cpu_is_a_fault_with_a_name() -> None:
 
 def test_a_foreign_ollama_is_mentioned_with_what_can_be_done() -> None:
     (alert,) = told(replace(NODE, foreign=("http://127.0.0.1:11434",)))
-    assert alert[0] == "info" and "[endpoints.NAME]" in alert[2]
+    assert alert[0] == "info" and "can be used as an endpoint" in alert[2]
 
 
 def test_a_node_without_engines_is_critical_and_worst_comes_first() -> None:
