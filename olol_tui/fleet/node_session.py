@@ -128,8 +128,12 @@ class NodeSession:
         return self._steering.planned(roles)
 
     def try_now(self) -> None:
-        """Do not wait for the next attempt."""
+        """Do not wait for the next attempt; what the last one said may not hold any more."""
+        if self._facts.state == "failed":
+            self._facts.state = "connecting"
+            self._facts.link_error = ""
         self._try_now.set()
+        self._changed()
 
     def show_steps(self, steps: tuple[ProvisionStep, ...]) -> None:
         self._facts.steps = steps
@@ -139,7 +143,7 @@ class NodeSession:
         """Everything of ours was taken off the node."""
         self._facts.forget()
         self._facts.state = "failed"
-        self._changed()
+        self.try_now()
 
     async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
         return await self._road.dial(address, factory)
