@@ -69,7 +69,15 @@ def _on(*screens: str) -> frozenset[str]:
     return frozenset(screens)
 
 
+def _node(
+    name: str, key: str, label: str, help: str, footer: int = 0, *, dangerous: bool = True
+) -> Action:
+    """A row of the Nodes screen: most of what it does changes a machine."""
+    return Action(name, (key,), label, help, "Nodes", _on("nodes"), dangerous, footer)
+
+
 _LISTS = _on("fleet", "requests", "nodes", "logs")
+_SIDES = _on("fleet", "nodes")
 
 ACTIONS: tuple[Action, ...] = (
     # Screens
@@ -80,8 +88,8 @@ ACTIONS: tuple[Action, ...] = (
     # Moving
     Action("cursor_up", ("up", "k"), "Up", "move up", "Moving", _LISTS),
     Action("cursor_down", ("down", "j"), "Down", "move down", "Moving", _LISTS),
-    Action("cursor_left", ("left", "h"), "Left", "move left", "Moving", _on("fleet")),
-    Action("cursor_right", ("right",), "Right", "move right", "Moving", _on("fleet")),
+    Action("cursor_left", ("left", "h"), "Left", "move left", "Moving", _SIDES),
+    Action("cursor_right", ("right",), "Right", "move right", "Moving", _SIDES),
     Action("cursor_first", ("home", "g"), "First", "to the first row", "Moving", _LISTS),
     Action("cursor_last", ("end", "G"), "Last", "to the last row", "Moving", _LISTS),
     Action("page_up", ("pageup",), "Page up", "a page up", "Moving", _LISTS),
@@ -92,8 +100,24 @@ ACTIONS: tuple[Action, ...] = (
         "Detail",
         "everything known about the row under the cursor",
         "Looking",
-        _on("fleet", "requests", "nodes"),
+        _on("fleet", "requests"),
         footer=1,
+    ),
+    Action(
+        "open_node",
+        ("enter",),
+        "Open",
+        "into the node: its steps, GPUs and engines; there, everything about one",
+        "Looking",
+        _on("nodes"),
+    ),
+    Action(
+        "describe_node",
+        ("d",),
+        "Detail",
+        "everything known about the node, or the part of it under the cursor",
+        "Looking",
+        _on("nodes"),
     ),
     # Placement
     Action(
@@ -157,25 +181,60 @@ ACTIONS: tuple[Action, ...] = (
         footer=3,
     ),
     # Nodes
-    Action(
-        "restart_engine",
-        ("R",),
-        "Restart",
-        "restart the engine under the cursor",
-        "Nodes",
-        _on("nodes"),
-        dangerous=True,
-        footer=3,
+    _node("add_node", "a", "Add", "add a machine: a host of ~/.ssh/config, or user@host:port", 3),
+    _node(
+        "provision_node",
+        "P",
+        "Provision",
+        "install or mend what the node needs: shows the steps first",
+        4,
     ),
-    Action(
-        "cordon_node",
-        ("c",),
-        "Cordon",
-        "take no new work on the node under the cursor, or take it again",
-        "Nodes",
-        _on("nodes"),
-        dangerous=True,
-        footer=4,
+    _node(
+        "abort_provision",
+        "x",
+        "Abort",
+        "stop what is being done to the node; what is done stays done",
+        1,
+    ),
+    _node(
+        "retry_node",
+        "r",
+        "Retry",
+        "go on from the failed step, connect anew, or restart a failed engine",
+        2,
+    ),
+    _node("cordon_node", "c", "Cordon", "take no new work on the node, or take it again", 5),
+    _node("drain_node", "D", "Drain", "take no new work and let what runs end", 5),
+    _node(
+        "restart_engine",
+        "e",
+        "Restart",
+        "restart an engine: the one under the cursor, or one of the node's",
+        7,
+    ),
+    _node("set_role", "R", "Role", "what a GPU is for: ollama, shared, rpc or off", 5),
+    _node(
+        "adopt_endpoint",
+        "A",
+        "Adopt",
+        "use an Ollama that was found on the node, or stop using it",
+        2,
+    ),
+    _node(
+        "copy_ssh", "y", "Copy ssh", "copy the command that opens a shell there", 8, dangerous=False
+    ),
+    _node(
+        "uninstall_node",
+        "U",
+        "Uninstall",
+        "take everything of ours off the node, models excepted",
+        9,
+    ),
+    _node(
+        "forget_node",
+        "ctrl+d",
+        "Forget",
+        "take the node out of the configuration; what runs there goes on",
     ),
     # Logs
     Action(
@@ -190,7 +249,7 @@ ACTIONS: tuple[Action, ...] = (
         "open_log",
         ("l",),
         "Logs",
-        "the log of the engine under the cursor",
+        "the log of the engine under the cursor, or of the node's agent",
         "Looking",
         _on("fleet", "nodes", "requests"),
         footer=6,

@@ -10,11 +10,11 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from textual.app import App, ComposeResult
-from textual.binding import Binding
 from textual.events import AppBlur, AppFocus, Key, Paste
 from textual.screen import ModalScreen
 
@@ -24,8 +24,11 @@ from olol_tui.console.canvas import Canvas
 from olol_tui.console.chores import Chores
 from olol_tui.console.dialogs.base import Dialog
 from olol_tui.console.driver import HUNG_UP, LossyDriver, process_as_found
+from olol_tui.console.keys import bindings
 from olol_tui.console.options import ConsoleOptions
 from olol_tui.console.painter import Painter
+from olol_tui.console.questions import Questions
+from olol_tui.console.results import Results
 from olol_tui.console.themes import ConsoleTheme, load_themes
 from olol_tui.console.views.base import View
 from olol_tui.console.views.fleet import FleetView
@@ -34,7 +37,7 @@ from olol_tui.console.views.nodes import NodesView
 from olol_tui.console.views.requests import RequestsView
 from olol_tui.errors import OlolError
 from olol_tui.fleet.commands import AnyCommand
-from olol_tui.fleet.snapshot import Fleet
+from olol_tui.fleet.snapshot import Node
 from olol_tui.link import Link
 from olol_tui.render.history import FleetHistory
 from olol_tui.render.scene import Scene, make_scene
@@ -53,18 +56,10 @@ SLOW_HZ = 1.0
 """Frames a second while the terminal has no focus."""
 
 
-def _bindings() -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
-    return [
-        Binding(key, f"perform('{a.name}')", a.label, show=False, id=f"{a.name}.{key}")
-        for a in actions.ACTIONS
-        for key in a.keys
-    ]
-
-
 class OlolApp(App[str], inherit_bindings=False):
     """One canvas, a few views, and windows over it."""
 
-    BINDINGS = _bindings()
+    BINDINGS = bindings()
     ENABLE_COMMAND_PALETTE = False
     ALLOW_SELECT = False
     CSS = """
@@ -94,7 +89,7 @@ class OlolApp(App[str], inherit_bindings=False):
         self._fleet = link.fleet
         self._fleet_since_s = clock()
         self._scene = self._make_scene()
-        self._told: set[str] = {op.id for op in self._fleet.operations if op.state != "running"}
+        self._results = Results(self._fleet, self.say)
         self._canvas = Canvas(self._intercept)
         self._views: dict[str, View] = {cls.name: cls(self) for cls in VIEWS}
         self._view = next(iter(self._views.values()))
@@ -102,6 +97,7 @@ class OlolApp(App[str], inherit_bindings=False):
         assert isinstance(logs, LogsView)
         self._logs = logs
         self._painter = Painter([(v.key, v.title, v.name) for v in self._views.values()])
+        self._questions = Questions(self)
         self._chores = Chores(lambda words: self.say(words, severity="error"))
         self._focused = True
         self._drawn_s = 0.0
@@ -132,16 +128,21 @@ class OlolApp(App[str], inherit_bindings=False):
         )
         self._canvas.show(frame, width, self._scene.palettes.base.base)
 
-    def submit(self, command: AnyCommand) -> None:
-        """Send a wish; a refusal becomes a toast."""
+    @property
+    def ssh_config(self) -> Path | None:
+        return self._options.ssh_config
+
+    def submit(self, *commands: AnyCommand) -> None:
+        """Send wishes in their order; a refusal becomes a toast, and ends the series."""
         if self.read_only:
             self.say("this console is read-only", severity="warning")
             return
-        self.chore(self._submit(command))
+        self.chore(self._submit(commands))
 
-    async def _submit(self, command: AnyCommand) -> None:
+    async def _submit(self, commands: Sequence[AnyCommand]) -> None:
         try:
-            await self._link.submit(command)
+            for command in commands:
+                await self._link.submit(command)
         except OlolError as error:
             self.say("\n".join(error.lines()), severity="error")
 
@@ -155,15 +156,31 @@ class OlolApp(App[str], inherit_bindings=False):
         kind: Any = severity
         self.notify(lines, severity=kind, timeout=8 if severity == "error" else 4, markup=False)
 
-    def ask(self, dialog: ModalScreen[Any], then: Callable[[Any], None]) -> None:
+    def ask(
+        self,
+        dialog: ModalScreen[Any],
+        then: Callable[[Any], None],
+        *,
+        cancelled: Callable[[], None] | None = None,
+    ) -> None:
         """Show a window; `then` gets its result unless it was cancelled."""
 
         def done(result: Any) -> None:
             self.redraw()
             if result is not None:
                 then(result)
+            elif cancelled is not None:
+                cancelled()
 
         self.push_screen(dialog, done)
+
+    def ask_about_key(self, node: Node) -> None:
+        """Open the question about a node's unknown host key."""
+        self._questions.ask_about(node)
+
+    def copy(self, text: str) -> None:
+        """Into the clipboard of the operator's terminal (OSC 52)."""
+        self.copy_to_clipboard(text)
 
     def logs(self, node: str, engine: str, *, tail: int) -> AsyncIterator[str]:
         """Lines of a log, from the link."""
@@ -229,7 +246,7 @@ class OlolApp(App[str], inherit_bindings=False):
             self._fleet_since_s = now_s
             self._history.feed(fleet)
             self._scene = self._make_scene()
-            self._tell_results(fleet)
+            self._results.tell(fleet)
         if driver is not None and driver.backlog > 1:
             return False
         self._drawn_s = now_s
@@ -240,22 +257,13 @@ class OlolApp(App[str], inherit_bindings=False):
         self.redraw()
         if isinstance(self.screen, Dialog):
             self.screen.repaint()
+        if not self.read_only:
+            width, _ = self._canvas.size
+            idle = len(self.screen_stack) == 1 and self._view.prompt(width) is None
+            self._questions.look(self._fleet, idle=idle)
 
     def _make_scene(self) -> Scene:
         return make_scene(self._fleet, self._history, self._look.palettes)
-
-    def _tell_results(self, fleet: Fleet) -> None:
-        """A toast for every operation that ended since the last snapshot."""
-        for operation in fleet.operations:
-            if operation.state == "running" or operation.id in self._told:
-                continue
-            self._told.add(operation.id)
-            words = f"{operation.title}: {operation.message or operation.state}"
-            failed = operation.state == "failed"
-            if operation.hint:
-                words += f"\n{operation.hint}"
-            self.say(words, severity="error" if failed else "information")
-        self._told &= {operation.id for operation in fleet.operations}
 
     def _wear(self, theme: ConsoleTheme) -> None:
         self._look = theme

@@ -18,3 +18,5 @@ class ConsoleOptions:
     """Frames a second without keys pressed; 0 draws only when asked (tests)."""
     headless: bool = False
     """No terminal (tests)."""
+    ssh_config: Path | None = None
+    """Where hosts to add are read from; None: the user's ~/.ssh/config."""

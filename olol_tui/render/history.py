@@ -1,4 +1,4 @@
-"""The last minutes of every figure that is drawn as a graph.
+"""The last minutes of every figure that is drawn as a graph, and since when steps run.
 
 Kept by the console, fed one snapshot at a time on the fleet's clock. A sample is one
 byte, so an append is O(1) and nothing is bucketed again when a frame is drawn.
@@ -76,10 +76,18 @@ class FleetHistory:
     def __init__(self) -> None:
         self._devices: dict[DeviceKey, DeviceHistory] = {}
         self._queues: dict[str, Ring] = {}
+        self._steps: dict[tuple[str, str], float] = {}
         self._sampled_s: float | None = None
 
     def feed(self, fleet: Fleet) -> bool:
         """Take a sample when a period has passed on the fleet's clock; True when it did."""
+        self._steps = {
+            key: self._steps.get(key, fleet.now_s)
+            for node in fleet.nodes
+            for step in node.steps
+            if step.state == "running"
+            for key in [(node.name, step.name)]
+        }
         last_s = self._sampled_s
         if last_s is not None and 0 <= fleet.now_s - last_s < PERIOD_S * 0.95:
             return False
@@ -104,3 +112,7 @@ class FleetHistory:
 
     def queue(self, model: str) -> Ring:
         return self._queues.get(model, _NO_RING)
+
+    def step_since_s(self, node: str, step: str) -> float | None:
+        """Fleet clock at which a running step was first seen to run."""
+        return self._steps.get((node, step))

@@ -1,50 +1,74 @@
-"""The Nodes screen: every node with its engines, what fails and why."""
+"""The list of the Nodes screen: a row for every machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich.style import Style
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from olol_tui.fleet.snapshot import Engine, Fleet, Node
-from olol_tui.render.box import facts
-from olol_tui.render.details import Pairs, engine_facts
 from olol_tui.render.line import Frame, Hit, Line, Row
 from olol_tui.render.palette import Palette
 from olol_tui.render.scene import Scene
-from olol_tui.render.text import age, count, percent, size_pair
-from olol_tui.render.tiles import GLYPHS
+from olol_tui.render.steps import is_running, progress
+from olol_tui.render.table import Column, Fitted, fit_columns, head_line
+from olol_tui.render.text import MISSING, age, clean, count, percent
+from olol_tui.render.tiles import GLYPHS, RUNNING, is_new
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A node, or one of its engines."""
-
-    id: str
-    """The node's name, or the engine's id."""
-    node: Node
-    engine: Engine | None
-
-
-def entries(fleet: Fleet) -> list[Entry]:
-    """Nodes in the fleet's order, each followed by its engines."""
-    found: list[Entry] = []
-    for node in fleet.nodes:
-        found.append(Entry(f"node:{node.name}", node, None))
-        found.extend(Entry(engine.id, node, engine) for engine in node.engines)
-    return found
+COLUMNS = (
+    Column("name", "node", 8, grow=16, keep=99),
+    Column("state", "state", 10, keep=98),
+    Column("gpus", "GPUs", 8, keep=90, grow=4),
+    Column("run", "run", 3, ">", keep=80),
+    Column("util", "util", 4, ">", keep=85),
+    Column("agent", "agent", 6, keep=50),
+    Column("seen", "seen", 4, ">", keep=70),
+    Column("reboot", "boot", 4, keep=60),
+    Column("host", "host", 12, grow=24, keep=30),
+)
+_MARGIN = 4
+"""The cursor's mark and the state's."""
 
 
 def node_state(node: Node) -> str:
     """The state of a node by the names in GLYPHS."""
+    if is_running(node):
+        return "loading"
+    if node.question is not None:
+        return "warn"
     if node.state in ("lost", "failed"):
-        return "lost"
+        return "idle" if is_new(node) else "lost"
     if node.stale:
         return "stale"
     if node.state == "connecting":
         return "loading"
-    return "cordoned" if node.cordoned else "warn" if node.error else "ok"
+    if node.cordoned:
+        return "cordoned"
+    return "warn" if node.error or faulty_engines(node) else "ok"
+
+
+def state_words(scene: Scene, node: Node) -> str:
+    """The state in a word or two."""
+    if is_running(node):
+        return progress(node.name, node.steps, scene.history, scene.fleet.now_s).short
+    if node.question is not None:
+        return "host key?"
+    if is_new(node):
+        return "new"
+    if node.state != "ready":
+        return node.state
+    if node.stale:
+        return "stale"
+    if node.draining:
+        return "draining"
+    if node.cordoned:
+        return "cordoned"
+    faults = faulty_engines(node)
+    return count(faults, "fault") if faults else "ready"
+
+
+def faulty_engines(node: Node) -> int:
+    """Engines that exit, or were given up."""
+    return sum(1 for engine in node.engines if engine.state in ("backoff", "failed"))
 
 
 def engine_state(engine: Engine) -> str:
@@ -59,106 +83,114 @@ def engine_state(engine: Engine) -> str:
     }[engine.state]
 
 
-def _node_line(node: Node, width: int, p: Palette, *, cursor: bool) -> Line:
-    row = Row(width, p.base).raw("▶ " if cursor else "  ", 2, p.strong)
+def gpu_kind(name: str) -> str:
+    """A GPU's name without its maker: `H200`, `RTX 4090`."""
+    return clean(name).removeprefix("NVIDIA ").removeprefix("AMD ").removeprefix("GeForce ")
+
+
+def gpus(node: Node) -> str:
+    """`8×H200`, `RTX 4090`, `4 GPUs` of several kinds, `cpu`."""
+    if not node.devices:
+        return MISSING
+    kinds = {gpu_kind(d.name) for d in node.devices}
+    if all(d.vendor == "cpu" for d in node.devices):
+        return "cpu"
+    number = len(node.devices)
+    if len(kinds) > 1:
+        return f"{number} GPUs"
+    return f"{number}×{kinds.pop()}" if number > 1 else kinds.pop()
+
+
+def adopted_from(node: Node, fleet: Fleet) -> tuple[Node, str] | None:
+    """The node that an adopted Ollama was found on, and its URL there.
+
+    An adopted server is a member of its own, called after its node and its port.
+    """
+    address = node.engines[0].address if node.engines else ""
+    if node.kind != "endpoint" or not address:
+        return None
+    port = address.rpartition(":")[2]
+    for other in fleet.nodes:
+        if other.kind != "endpoint" and node.name == f"{other.name}-{port}":
+            return other, f"http://{address}"
+    return None
+
+
+def mean_util(node: Node) -> float | None:
+    """Of the GPUs that say; a node without any gives its CPU's."""
+    utils = [d.util_percent for d in node.devices if d.util_percent is not None]
+    return sum(utils) / len(utils) if utils else None
+
+
+def requests_by_node(fleet: Fleet) -> Mapping[str, int]:
+    """Running requests by node."""
+    return Counter(r.engine.split("/", 1)[0] for r in fleet.requests if r.state in RUNNING)
+
+
+def silent_s(node: Node, fleet: Fleet) -> float | None:
+    """Since when nothing was heard of the node; None: it never said anything."""
+    if node.last_contact_s is not None:
+        return fleet.now_s - node.last_contact_s
+    return node.age_s if node.agent_version else None
+
+
+def survives(node: Node) -> str:
+    """Whether agent and engines come back after a reboot."""
+    if node.survives_reboot is None:
+        return MISSING
+    return "yes" if node.survives_reboot else "no"
+
+
+def _node_line(
+    scene: Scene, node: Node, running: int, fitted: Fitted, width: int, p: Palette, *, cursor: bool
+) -> Line:
     state = node_state(node)
-    row.put(GLYPHS[state] + " ", p.state(state)).put(node.name, p.bright, 16).gap()
-    words = {"ok": "ready", "cordoned": "cordoned"}.get(state, node.state)
-    row.put(words, p.state(state), 11)
-    row.put(count(len(node.devices), "device"), p.base, 11)
-    if node.cpu_percent is not None:
-        row.put(f"cpu {percent(node.cpu_percent)}", p.base, 9)
-    if node.memory_bytes:
-        row.put(f"ram {size_pair(node.memory_used_bytes, node.memory_bytes)}", p.base, 17)
-    row.put(f"{node.kind} {node.agent_version}".strip(), p.muted, 14)
-    if node.error:
-        row.put(node.error, p.state(state), max(0, row.left - 7))
-    return row.right(age(node.age_s), p.stale if node.stale else p.muted, margin=1).end()
-
-
-def _engine_line(engine: Engine, fleet: Fleet, width: int, p: Palette, *, cursor: bool) -> Line:
-    row = Row(width, p.base).raw("▶   " if cursor else "    ", 4, p.strong)
-    state = engine_state(engine)
+    row = Row(width, p.base).raw("▶ " if cursor else "  ", 2, p.strong)
     row.put(GLYPHS[state] + " ", p.state(state))
-    row.put(engine.id.split("/", 1)[-1], p.base, 26 if width >= 100 else 20).gap()
-    row.put(engine.state, p.state(state), 9).put(age(fleet.now_s - engine.since_s), p.muted, 6)
-    restarts = f"{engine.restarts}×" if engine.restarts else ""
-    row.put(restarts, p.warn, 4)
-    if width >= 100:
-        row.put(engine.address or "-", p.muted, 17)
-        row.put(str(engine.pid or "-"), p.muted, 8)
-    words, style = _engine_words(engine, p)
-    return row.put(words, style, max(0, row.left - 1)).end()
-
-
-def _engine_words(engine: Engine, p: Palette) -> tuple[str, Style]:
-    """What matters most about an engine: its fault, else its models."""
-    if engine.state in ("backoff", "failed") or engine.error:
-        retry = "" if engine.retry_in_s is None else f", retry in {engine.retry_in_s:.0f}s"
-        return f"{engine.error or engine.state}{retry}", p.state(engine_state(engine))
-    names = [f"▒ {x.name}" for x in engine.loading] + [x.name for x in engine.loaded]
-    return ("  ".join(names), p.base) if names else ("nothing loaded", p.faint)
-
-
-def node_facts(node: Node, fleet: Fleet) -> Pairs:
-    """One node: state, devices, library, engines found that are not ours."""
-    pairs: Pairs = [
-        ("node", node.name),
-        ("state", f"{node.state}, telemetry {age(node.age_s)} old"),
-        ("kind", f"{node.kind}, agent {node.agent_version or '-'}"),
-        ("cordoned", "yes" if node.cordoned else "no"),
-        ("cpu", percent(node.cpu_percent)),
-        ("ram", size_pair(node.memory_used_bytes, node.memory_bytes)),
-    ]
-    if node.error:
-        pairs.append(("error", node.error))
-    pairs += [
-        ("device", f"{d.label}: {d.name}{': ' + d.error if d.error else ''}") for d in node.devices
-    ]
-    pairs += [
-        ("foreign", f"{url}: an Ollama we did not start, never touched") for url in node.foreign
-    ]
-    pairs.append(("library", ", ".join(m.name for m in node.library) or "empty"))
-    return pairs
+    told = {
+        "name": (node.name, p.bright),
+        "state": (state_words(scene, node), p.state(state)),
+        "gpus": (gpus(node), p.base),
+        "run": (str(running) if running else MISSING, p.base if running else p.faint),
+        "util": (percent(mean_util(node)), p.base),
+        "agent": (node.agent_version or MISSING, p.muted),
+        "seen": (age(silent_s(node, scene.fleet)), p.stale if node.stale else p.muted),
+        "reboot": (survives(node), p.warn if node.survives_reboot is False else p.muted),
+        "host": (node.host or node.kind, p.muted),
+    }
+    for index, (column, wide) in enumerate(fitted):
+        words, style = told[column.key]
+        row.gap(1 if index else 0).put(words, style, wide, column.align)
+    return row.end()
 
 
 def draw_nodes(
     scene: Scene,
-    shown: Sequence[Entry],
+    shown: Sequence[Node],
     first: int,
     rows: int,
     width: int,
     *,
     cursor: str,
 ) -> Frame:
-    """The rows from index `first` on."""
-    frame = Frame()
-    for index, entry in enumerate(shown[first : first + rows], start=first):
-        chosen = entry.id == cursor
-        palette = scene.palettes.cursor if chosen else scene.palettes.base
-        frame.hits.append(Hit(0, len(frame.lines), width, 1, "cursor", str(index)))
-        if entry.engine is None:
-            frame.lines.append(_node_line(entry.node, width, palette, cursor=chosen))
-        else:
-            frame.lines.append(
-                _engine_line(entry.engine, scene.fleet, width, palette, cursor=chosen)
+    """Titles, and the rows from index `first` on; `rows` counts both."""
+    fitted = fit_columns(COLUMNS, width - _MARGIN - 1)
+    frame = Frame([head_line(fitted, width, scene.palettes.base, margin=_MARGIN)])
+    running = requests_by_node(scene.fleet)
+    for index, node in enumerate(shown[first : first + rows - 1], start=first):
+        chosen = node.name == cursor
+        palettes = scene.palettes
+        dimmed = palettes.dim if node.stale else palettes.base
+        frame.hits.append(Hit(0, len(frame.lines), width, 1, "cursor", f"node:{index}"))
+        frame.lines.append(
+            _node_line(
+                scene,
+                node,
+                running.get(node.name, 0),
+                fitted,
+                width,
+                palettes.cursor if chosen else dimmed,
+                cursor=chosen,
             )
+        )
     return frame
-
-
-def draw_detail(scene: Scene, entry: Entry | None, width: int, rows: int) -> list[Line]:
-    """About the row under the cursor: an engine's last log lines, or a node's facts."""
-    p = scene.palettes.base
-    if entry is None or rows < 3:
-        return []
-    title = entry.engine.id if entry.engine else entry.node.name
-    rule = Row(width, p.faint).raw("─ ", 2, p.faint).put(title, p.muted).gap()
-    lines = [rule.raw("─" * rule.left, rule.left, p.faint).end()]
-    if entry.engine is not None:
-        pairs = engine_facts(entry.engine, scene.fleet)
-    else:
-        pairs = node_facts(entry.node, scene.fleet)
-    indented = facts(pairs, max(10, width - 3), p)
-    margin = Row(2, p.base).end()
-    lines.extend([*margin, *line, *Row(1, p.base).end()] for line in indented[: rows - 1])
-    return lines

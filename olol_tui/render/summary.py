@@ -12,7 +12,7 @@ from olol_tui.render.history import FleetHistory
 from olol_tui.render.line import Line, Row, beside
 from olol_tui.render.palette import Palette, Palettes
 from olol_tui.render.text import age, cells, clean, percent, rate, seconds, short_model
-from olol_tui.render.tiles import Tile, engine_fault
+from olol_tui.render.tiles import Tile, engine_fault, is_new
 
 WIDE = 100
 """From this width alerts and models stand side by side."""
@@ -45,7 +45,8 @@ def notices(fleet: Fleet, tiles: tuple[Tile, ...]) -> tuple[Notice, ...]:
     named = {n.where for n in found}
     details: dict[str, str] = {}
     for node in fleet.nodes:
-        if node.state in ("lost", "failed") and node.name not in named:
+        waits = node.question is not None or is_new(node)
+        if node.state in ("lost", "failed") and node.name not in named and not waits:
             message = node.error or f"node {node.state}, last good figures kept"
             found.append(Notice("critical", node.name, message, node.age_s))
         for engine in node.engines:

@@ -172,6 +172,16 @@ def _spill_note(residents: tuple[Resident, ...]) -> str:
     return f"{spilled.name}: {share}% on the CPU"
 
 
+def is_new(node: Node) -> bool:
+    """Waits to be provisioned, and nothing is wrong with it."""
+    return (
+        node.provisioned is False
+        and node.state in ("failed", "lost")
+        and node.question is None
+        and not node.steps
+    )
+
+
 def _judge(
     node: Node,
     device: Device | None,
@@ -180,6 +190,10 @@ def _judge(
     requests: int,
 ) -> tuple[TileState, str, str]:
     """State, note and log line, worst first."""
+    if node.question is not None:
+        return "warn", "unknown host key: see screen 4", ""
+    if is_new(node):
+        return "idle", "not provisioned: P on screen 4", ""
     if node.state in ("lost", "failed"):
         return "lost", node.error or f"node {node.state}", ""
     if device is not None and device.error:

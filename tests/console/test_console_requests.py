@@ -91,12 +91,12 @@ async def test_describe_says_why() -> None:
 
 async def test_nodes_show_faults_and_restart_asks_first() -> None:
     async with running() as (pilot, app, link):
-        await pilot.press("4", "slash", *"state:backoff", "enter")
+        await pilot.press("4", "slash", *"engine:backoff", "enter")
         text = shown(app)
         assert "ollama-gpu3" in text
-        assert "exit status 2, retry in 4s" in text
+        assert "exited, retry in 4s: exit status 2" in text
         assert "CUDA error: out of memory" in text
-        await pilot.press("R", "tab", "enter")
+        await pilot.press("right", "end", "e", "tab", "enter")
         await pilot.pause()
         assert link.commands == [RestartEngine(engine="n02/ollama-gpu3")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Protocol
 
 from textual.events import Key
@@ -11,6 +12,7 @@ from textual.screen import ModalScreen
 
 from olol_tui.console.line_edit import LineEdit
 from olol_tui.fleet.commands import AnyCommand
+from olol_tui.fleet.snapshot import Node
 from olol_tui.render.filters import Filter, parse
 from olol_tui.render.line import Frame, Hit, Line, Row
 from olol_tui.render.scene import Scene
@@ -27,14 +29,33 @@ class Host(Protocol):
 
     def redraw(self) -> None: ...
 
-    def submit(self, command: AnyCommand) -> None:
-        """Send a wish; refusals become a toast."""
+    @property
+    def ssh_config(self) -> Path | None:
+        """The SSH configuration to read hosts from; None: the user's."""
+        ...
+
+    def submit(self, *commands: AnyCommand) -> None:
+        """Send wishes in their order; a refusal becomes a toast, and ends the series."""
         ...
 
     def say(self, text: str, *, severity: str = "information") -> None: ...
 
-    def ask(self, dialog: ModalScreen[Any], then: Callable[[Any], None]) -> None:
+    def ask(
+        self,
+        dialog: ModalScreen[Any],
+        then: Callable[[Any], None],
+        *,
+        cancelled: Callable[[], None] | None = None,
+    ) -> None:
         """Show a dialog; `then` gets its result unless it was cancelled."""
+        ...
+
+    def ask_about_key(self, node: Node) -> None:
+        """Open the question about a node's unknown host key."""
+        ...
+
+    def copy(self, text: str) -> None:
+        """Into the clipboard of the operator's terminal."""
         ...
 
     def open_log(self, node: str, engine: str) -> None:
@@ -54,6 +75,8 @@ class View:
     name = ""
     key = ""
     title = ""
+    example = "model, state:queued, util>80, !word"
+    """Shown where a filter is typed."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -109,7 +132,7 @@ class View:
             return None
         p = self.scene.palettes.base
         row = Row(width, p.base).gap().put("/", p.strong)
-        self._typing.draw(row, p, " model, state:queued, util>80, !word")
+        self._typing.draw(row, p, f" {self.example}")
         return row.end()
 
     def intercept(self, key: Key) -> bool:
