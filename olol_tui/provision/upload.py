@@ -18,7 +18,7 @@ import asyncssh
 from olol_tui.provision import helper
 from olol_tui.provision.errors import NodeTrouble, UploadFailed
 from olol_tui.provision.shell import Shell
-from olol_tui.ssh.errors import SftpMissing
+from olol_tui.ssh.errors import LinkLost, SftpMissing, SSHError
 from olol_tui.ssh.text import clean
 from olol_tui.units import format_size
 
@@ -79,9 +79,22 @@ async def upload(
         return await _through_cat(shell, source, part, have, progress), "cat"
     except _SftpElsewhere:
         return await _through_cat(shell, source, part, have, progress), "cat"
+    except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection) as error:
+        raise _broke(error) from error
     except asyncssh.SFTPError as error:
         await _explain(shell, python, ask, error)
+    except SSHError:
+        raise
+    except (asyncssh.Error, OSError) as error:
+        raise _broke(error) from error
     return part, "sftp"
+
+
+def _broke(error: Exception) -> LinkLost:
+    return LinkLost(
+        f"the connection broke during the upload: {clean(str(error)) or type(error).__name__}",
+        hint="Try again: it goes on where it was.",
+    )
 
 
 class _SftpElsewhere(Exception):
@@ -144,6 +157,9 @@ async def _explain(
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except OSError as error:
+        raise UploadFailed(f"{path} cannot be read here: {error.strerror}") from error

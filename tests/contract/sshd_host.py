@@ -119,6 +119,18 @@ class SshdHost:
         finally:
             await connection.close()
 
+    def cut(self) -> None:
+        """End every connection, as when the line breaks; new ones are welcome."""
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == self._sshd.pid:
+                os.kill(int(entry.name), signal.SIGKILL)
+
     def processes(self) -> dict[int, str]:
         """Command lines of what was started from this host's home."""
         found = {}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -16,6 +17,7 @@ AGENT_ENV = "OLOL_AGENT_STATE"
 """In the environment of every engine: the agent's state directory."""
 
 MAX_SOCKET_PATH_BYTES = 100
+_MORE_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/opt/ollama/bin", "/snap/bin")
 
 
 class Trouble(Exception):
@@ -195,6 +197,12 @@ def disk_trouble(path: Path, error: OSError) -> Trouble:
             "Set `directory` of this node to one that can be written.",
         )
     return Trouble("disk", f"{where}: {error.strerror or error}")
+
+
+def which(name: str, *more: str) -> str | None:
+    """A program, also where a session without a login shell has a short PATH."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), *_MORE_PATH, *more])
+    return shutil.which(name, path=path)
 
 
 def user_name() -> str:

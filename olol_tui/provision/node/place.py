@@ -169,8 +169,11 @@ def _unpack(archive: Path, kind: str, into: Path) -> None:
         with tarfile.open(str(archive), "r:*") as tar:
             _extract(tar, into)
         return
+    program = base.which("zstd")
+    if program is None:
+        raise base.Trouble("archive", "there is no zstd here any more")
     zstd = subprocess.Popen(
-        ["zstd", "-dcq", "--", str(archive)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        [program, "-dcq", "--", str(archive)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
     try:
         with tarfile.open(fileobj=_piped(zstd), mode="r|") as tar:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import socket
 import stat
 import subprocess
@@ -21,20 +20,18 @@ NVIDIA_SMI_TIMEOUT_S = 4.0
 VERSION_TIMEOUT_S = 4.0
 _NAME = "olol-agent"
 _TOOLS = ("tar", "zstd", "sha256sum", "systemctl", "loginctl", "nvidia-smi", "setsid")
-_MORE_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/opt/ollama/bin", "/snap/bin")
 
 
 def survey(ask: dict[str, Any]) -> dict[str, Any]:
     """Everything in one go; slow programs run while the rest is read.
 
     Args:
-        ask: `directory` as configured, `path`: directories beside PATH.
+        ask: `directory` as configured.
     """
     layout = base.Layout(str(ask.get("directory", "")))
-    path = os.pathsep.join([os.environ.get("PATH", ""), *_MORE_PATH])
-    tools = {name: found for name in _TOOLS for found in [shutil.which(name, path=path)] if found}
+    tools = {name: found for name in _TOOLS for found in [base.which(name)] if found}
     record = layout.read_record()
-    ollama = shutil.which("ollama", path=os.pathsep.join([path, str(layout.ollama / "bin")]))
+    ollama = base.which("ollama", str(layout.ollama / "bin"))
     smi = _start([tools["nvidia-smi"], "-L"]) if "nvidia-smi" in tools else None
     version = _start([ollama, "--version"]) if ollama else None
     linger = has_linger()
@@ -112,7 +109,7 @@ def has_user_units() -> bool:
     """Whether there could be a systemd of this user. It need not run yet: linger starts it."""
     return (
         Path("/run/systemd/system").is_dir()
-        and shutil.which("systemctl") is not None
+        and base.which("systemctl") is not None
         and Path("/etc/machine-id").is_file()
     )
 

@@ -44,9 +44,12 @@ def user_environment() -> dict[str, str]:
 
 def run_tool(*argv: str) -> tuple[int, str]:
     """(status, what it said); 127 when it is not there, 124 when it hangs."""
+    program = base.which(argv[0])
+    if program is None:
+        return 127, f"{argv[0]} is not there"
     try:
         done = subprocess.run(
-            argv,
+            [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -54,8 +57,6 @@ def run_tool(*argv: str) -> tuple[int, str]:
             timeout=SYSTEMCTL_TIMEOUT_S,
             check=False,
         )
-    except FileNotFoundError:
-        return 127, f"{argv[0]} is not there"
     except subprocess.TimeoutExpired:
         return 124, "{} does not end".format(" ".join(argv[:3]))
     return done.returncode, " ".join(done.stdout.decode("utf-8", "replace").split())
