@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +14,10 @@ from olol_tui.fleet.commands import Unload, decode_command
 from olol_tui.fleet.snapshot import RUNNERS, Fleet, encode
 from olol_tui.gateway import bodies, http, upstream
 from olol_tui.gateway.access import preflight
+from olol_tui.gateway.asking import Task
+from olol_tui.gateway.counting import count_tokens
 from olol_tui.gateway.dialects import aggregate, errors, show
+from olol_tui.gateway.dialects.anthropic import COUNT_TOKENS
 from olol_tui.gateway.inspect import ROOT as REQUESTS
 from olol_tui.gateway.inspect import Requests
 from olol_tui.gateway.library import Library
@@ -58,6 +61,7 @@ class Api:
             "/olol/v1/fleet": {b"GET": self._fleet_route},
             "/metrics": {b"GET": Scrape(gateway, fleet).handle},
             REQUESTS: {b"GET": self._requests.every},
+            COUNT_TOKENS: {b"POST": self._count_tokens},
             **self._library.routes,
         }
 
@@ -129,6 +133,13 @@ class Api:
             self._gateway.error(connection, request, 404, str(error))
             return
         connection.reply(200, msgspec.json.encode(found))
+
+    def _count_tokens(self, connection: http.HttpConnection, request: http.Request) -> None:
+        connection.handler = self.work(count_tokens(self._gateway, connection, request))
+
+    def work(self, work: Coroutine[Any, Any, None]) -> Task:
+        """A handler whose reply a coroutine works out; it ends when the client leaves."""
+        return Task(work, self._tasks)
 
     def _show(self, connection: http.HttpConnection, request: http.Request) -> None:
         try:

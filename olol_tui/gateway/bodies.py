@@ -78,13 +78,48 @@ class Timings(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
+    """OpenAI's counts, or those that Anthropic's and the responses' dialects call otherwise."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    """Of the prompt, not contained in `input_tokens`."""
+
+    @property
+    def prompt(self) -> int | None:
+        if self.prompt_tokens is not None:
+            return self.prompt_tokens
+        if self.input_tokens is None:
+            return None
+        return self.input_tokens + (self.cache_read_input_tokens or 0)
+
+    @property
+    def reply(self) -> int | None:
+        return self.output_tokens if self.completion_tokens is None else self.completion_tokens
+
+
+class _Failure(msgspec.Struct):
+    message: str = ""
+
+
+class _Holder(msgspec.Struct):
+    usage: _Usage | None = None
+    error: _Failure | None = None
+
+
+class _Event(_Holder):
+    """One event of a stream: the counts are in it, or in the object that it is about."""
+
+    message: _Holder | None = None
+    response: _Holder | None = None
 
 
 _ROUTE = msgspec.json.Decoder(RouteBody)
 _OPTIONS = msgspec.json.Decoder(_Options)
 _TIMINGS = msgspec.json.Decoder(Timings)
+_EVENT = msgspec.json.Decoder(_Event)
 
 
 def read(body: bytes) -> RouteBody:
@@ -107,6 +142,31 @@ def read(body: bytes) -> RouteBody:
         raise BadBody("model is required")
     found.check_options()
     return found
+
+
+def event_usage(payload: bytes) -> _Usage | None:
+    """The counts in an event's data, None when it has none."""
+    event = _event(payload)
+    if event is None:
+        return None
+    held = event.message or event.response
+    return event.usage or (held.usage if held is not None else None)
+
+
+def event_error(line: bytes) -> str:
+    """The sentence of an event that reports a failure; empty when it is none."""
+    event = _event(line.strip().removeprefix(b"data:"))
+    if event is None:
+        return ""
+    error = event.error or (event.response.error if event.response is not None else None)
+    return error.message if error is not None else ""
+
+
+def _event(payload: bytes) -> _Event | None:
+    try:
+        return _EVENT.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def timings(line: bytes) -> Timings | None:

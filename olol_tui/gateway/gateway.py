@@ -17,10 +17,12 @@ from olol_tui.gateway import bodies, http, tls, upstream
 from olol_tui.gateway.access import Access
 from olol_tui.gateway.api import Api
 from olol_tui.gateway.archive import Archive, Refused
-from olol_tui.gateway.dialects import errors, fields, keepalive, llama, openai
+from olol_tui.gateway.dialects import errors, fields, keepalive, llama
 from olol_tui.gateway.dialects.translation import Translation
+from olol_tui.gateway.events import EventExchange
 from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.gate import OPERATOR, Gate, Refusal
+from olol_tui.gateway.inflate import inflate
 from olol_tui.gateway.keys import Key, KeyStore
 from olol_tui.gateway.loader import Loader
 from olol_tui.gateway.metrics import LagClock, Metrics
@@ -192,6 +194,11 @@ class Gateway:
         return self._loop.time()
 
     @property
+    def roster(self) -> Roster:
+        """Where each model can run, by the latest snapshot."""
+        return self._roster
+
+    @property
     def connections(self) -> int:
         return len(self._connections)
 
@@ -259,7 +266,13 @@ class Gateway:
         self, connection: http.HttpConnection, request: http.Request, route: Inference
     ) -> None:
         try:
-            found = bodies.read(request.body)
+            if route.reader is None:
+                found = bodies.read(request.body)
+            elif b"content-encoding" in request.headers:
+                connection.handler = self.api.work(self._inflate(connection, request, route))
+                return
+            else:
+                found = route.reader(request)
             keep_alive = found.keep_alive and keepalive.parse(msgspec.json.decode(found.keep_alive))
             model = canonical(found.model)
             unload = keep_alive == 0 and bool(found.keep_alive)
@@ -267,9 +280,10 @@ class Gateway:
             if refusal is not None:
                 self.error(connection, request, *refusal)
                 return
-            if route.dialect == "openai":
-                openai.check(route.path, request.body)
-            exchange = Exchange(self, connection, request, route, found, model)
+            if route.check is not None:
+                route.check(route.path, request.body)
+            kind = EventExchange if route.events else Exchange
+            exchange = kind(self, connection, request, route, found, model)
             if exchange.record.key_id and request.key is not None:
                 self.gate.began(request.key)
         except bodies.BadBody as bad:
@@ -284,6 +298,19 @@ class Gateway:
         connection.handler = exchange
         self._exchanges[exchange.record.id] = exchange
         self.enqueue(exchange)
+
+    async def _inflate(
+        self, connection: http.HttpConnection, request: http.Request, route: Inference
+    ) -> None:
+        """Go on with a compressed body once it is read."""
+        encoding = request.headers.pop(b"content-encoding")
+        try:
+            request.body = await inflate(encoding, request.body, self.limits.body_bytes)
+        except errors.BadRequest as bad:
+            self.error(connection, request, bad.status, bad.message)
+            return
+        if connection.active is request:
+            self._infer(connection, request, route)
 
     def _refusal(
         self, route: Inference, name: str, model: str, key: Key | None

