@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from olol_tui.console import sample, sample_parts
+from olol_tui.console import sample, sample_nodes, sample_parts
 from olol_tui.console.app import ConsoleOptions, OlolApp
 from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.snapshot import Fleet
@@ -75,6 +75,9 @@ SHOTS: tuple[Shot, ...] = (
     Shot("help", sample.panes_fleet, (120, 36), ("question_mark",)),
     Shot("fleet-light", sample.panes_fleet, (120, 36), ("right",), "olol-light"),
     Shot("fleet-small", sample.panes_fleet, (80, 24), ("down",)),
+    Shot("nodes", sample_nodes.nodes_fleet, (120, 36), ("4", "down", "down", "down", "right")),
+    Shot("provisioning", sample_nodes.provisioning_fleet, (120, 36), ("4", "down", "down")),
+    Shot("host-key", sample_nodes.nodes_fleet, (120, 36), ("4", *["down"] * 7, "P")),
     Shot("requests", sample.panes_fleet, (120, 36), ("3", "down", "down")),
 )
 

@@ -7,7 +7,6 @@ the same loop goes on. No Textual worker carries anything but chores of the inte
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -23,7 +22,7 @@ from olol_tui.console import windows
 from olol_tui.console.canvas import Canvas
 from olol_tui.console.chores import Chores
 from olol_tui.console.dialogs.base import Dialog
-from olol_tui.console.driver import HUNG_UP, LossyDriver, process_as_found
+from olol_tui.console.driver import HUNG_UP, LossyDriver, process_as_found, settle_garbage
 from olol_tui.console.keys import bindings
 from olol_tui.console.options import ConsoleOptions
 from olol_tui.console.painter import Painter
@@ -87,6 +86,7 @@ class OlolApp(App[str], inherit_bindings=False):
         """What ended the interface, when it was not the operator."""
         self._history = history or FleetHistory()
         self._fleet = link.fleet
+        self._history.feed(self._fleet)
         self._fleet_since_s = clock()
         self._scene = self._make_scene()
         self._results = Results(self._fleet, self.say)
@@ -206,7 +206,7 @@ class OlolApp(App[str], inherit_bindings=False):
         if self._options.refresh_hz > 0:
             self.set_interval(1 / self._options.refresh_hz, self._beat)
         if not self._options.headless:
-            self.call_after_refresh(_settle_garbage)
+            self.call_after_refresh(settle_garbage)
 
     async def on_unmount(self) -> None:
         self._view.closed()
@@ -357,12 +357,6 @@ class OlolApp(App[str], inherit_bindings=False):
             self.ask(windows.quit_question(self, self._fleet.gateway), self.exit)
         else:
             self.exit("quit")
-
-
-def _settle_garbage() -> None:
-    """Take what is alive now out of later collections: a full one stalls the loop 15-30 ms."""
-    gc.collect()
-    gc.freeze()
 
 
 async def run_console(link: Link, options: ConsoleOptions) -> Outcome:

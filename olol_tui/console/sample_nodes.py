@@ -117,6 +117,11 @@ def _bare(name: str, address: str) -> Node:
     )
 
 
+def provisioning_fleet(at_s: float = 300.0) -> Fleet:
+    """`nodes_fleet` half-way through the upload."""
+    return nodes_fleet(at_s - 300.0 + 326.0)
+
+
 def nodes_fleet(at_s: float = 300.0) -> Fleet:
     """Nine nodes: at work, provisioned, split in roles, cordoned, lost, failed, unknown."""
     first = _reached(node("n01", H200, 11, at_s, HELD_8), "10.0.4.11", at_s)
