@@ -99,6 +99,8 @@ class HttpConnection(asyncio.Protocol):
             if not self._refused:
                 self._refuse(400, f"malformed HTTP request: {error}")
             return
+        if (arriving := self._request) is not None and arriving.size:
+            self._extend(arriving)
         # Not from inside the parser: it would hide what a handler raises.
         if self._arriving is not None:
             self._pass_body(self._arriving)
@@ -188,6 +190,9 @@ class HttpConnection(asyncio.Protocol):
         if request.size > self._app.limits.body_bytes and request is not self._arriving:
             self._refuse_body()
         request.parts.append(data)
+
+    def _extend(self, request: Request) -> None:
+        """A piece of a body came and more is missing: neither long pauses nor a drip."""
         limits = self._app.limits
         allowed_s = limits.body_grace_s + request.size / limits.body_floor_bytes
         self.deadline = min(self._loop.time() + limits.body_s, self._began_s + allowed_s)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -131,3 +134,37 @@ def test_series_are_bounded() -> None:
     series = counted.counted().series
     assert len(series) == metrics.MAX_SERIES + 1
     assert series[metrics.OTHER, metrics.OTHER].retries == 50
+
+
+async def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
+    text = (Path(__file__).parents[2] / "docs/grafana/olol-tui.json").read_text()
+    dashboard = json.loads(text)
+    queries = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", ())]
+    queries += [v["definition"] for v in dashboard["templating"]["list"] if "definition" in v]
+    assert len(queries) > 30
+    async with sim_engine(**FAST) as engine:
+        node = engine_node("n1", engine.address, MODEL, warm=False)
+        gpu = replace(node.devices[0], throttle=("power",))
+        async with gateway_over(replace(node, devices=(gpu,))) as (gateway, _, client):
+            await client.post("/api/generate", json=ask(2))
+            await client.post("/api/generate", json={"model": "none"})
+            gateway.metrics.engine_failed(ENGINE, ejected=True)
+            shown = (await client.get("/metrics")).text
+    names = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", shown, re.MULTILINE):
+        names |= (
+            {f"{name}_{end}" for end in ("bucket", "sum", "count")}
+            if kind == "histogram"
+            else {name}
+        )
+    labels = {"le", "cause", *re.findall(r"[{,]([a-z]+)=", shown)}
+    for query in queries:
+        asked = set(re.findall(r"\b(?:olol|process)_[a-z_]+\b", query))
+        assert asked, query
+        assert asked <= names, query
+        by = {
+            one.strip()
+            for group in re.findall(r"by \(([^)]*)\)", query)
+            for one in group.split(",")
+        }
+        assert by | set(re.findall(r"[{,] ?([a-z]+)=~?", query)) <= labels, query
