@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     except AgentError as error:
         return _refused(error)
     try:
-        _log_to(state.log_path(""), policy)
+        _log_to(state.log_path(""), policy, to_stderr=not options.quiet)
         while True:
             left = asyncio.run(_serve(options, policy, state, handover, argv))
             if left is None:
@@ -174,14 +174,17 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _log_to(path: Path, policy: Policy) -> None:
+def _log_to(path: Path, policy: Policy, *, to_stderr: bool) -> None:
     """The agent's own log: a file of ours alone, so it may rotate by renaming."""
     form = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     file = logging.handlers.RotatingFileHandler(
         str(path), maxBytes=policy.log_max_bytes, backupCount=policy.log_files - 1
     )
     root = logging.getLogger()
-    for handler in (file, logging.StreamHandler(sys.stderr)):
+    handlers: list[logging.Handler] = [file]
+    if to_stderr:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
         handler.setFormatter(form)
         root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -208,6 +211,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=_json_object,
         default={},
         help='supervision intervals: {"backoff_first_s": 1, "stop_grace_s": 10}',
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="log to the state directory only, not to stderr too"
     )
     parser.add_argument(
         "--machine-id", default=proc.machine_id(), help="names this machine in the state directory"

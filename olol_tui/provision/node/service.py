@@ -22,7 +22,8 @@ from . import base, survey, systemd
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 25.0
-KILL_AFTER_S = 5.0
+KILL_AFTER_S = 2.0
+"""Between SIGTERM and SIGKILL for an agent that has let calls wait in vain already."""
 _POLL_S = 0.02
 """Between looks at a socket that is about to appear: no event tells of it."""
 
@@ -176,7 +177,9 @@ def _upgrade(
         raise base.Trouble(
             "upgrade", str(told.get("message", f"status {status}")), str(told.get("hint", ""))
         )
-    answered = _await_hello(wanted["socket"], START_TIMEOUT_S, wanted["sha256"])
+    answered = _await_hello(
+        wanted["socket"], START_TIMEOUT_S, wanted["sha256"], same_pid=answer.get("pid")
+    )
     if answered is None or answered.get("sha256") != wanted["sha256"]:
         raise base.Trouble(
             "upgrade",
@@ -192,7 +195,7 @@ def _upgrade(
 def _write(layout: base.Layout, wanted: dict[str, Any]) -> None:
     """The record and the starting script: after them a restart does the same again."""
     command = [wanted["python"], "-I", str(layout.current), "serve", "--socket", wanted["socket"]]
-    command += ["--state-dir", str(layout.states), "--machine-id", layout.machine_id]
+    command += ["--state-dir", str(layout.states), "--machine-id", layout.machine_id, "--quiet"]
     if wanted["simulated"] is not None:
         command += ["--simulated", json.dumps(wanted["simulated"])]
     script = _RUN.format(
@@ -214,7 +217,7 @@ def _start(layout: base.Layout, wanted: dict[str, Any], log: list[str]) -> None:
     else:
         systemd.remove(layout)
         child = _start_detached(layout)
-    answer = _await_hello(wanted["socket"], START_TIMEOUT_S, "", child)
+    answer = _await_hello(wanted["socket"], START_TIMEOUT_S, "", child=child)
     if answer is None:
         raise base.Trouble(
             "start",
@@ -252,12 +255,18 @@ def _start_detached(layout: base.Layout) -> int:
 
 
 def _await_hello(
-    socket: str, timeout_s: float, sha256: str, child: int | None = None
+    socket: str,
+    timeout_s: float,
+    sha256: str,
+    *,
+    child: int | None = None,
+    same_pid: int | None = None,
 ) -> dict[str, Any] | None:
     """The agent's answer; None when time is up or the child is gone.
 
     Args:
         sha256: wait until this very image answers; else any.
+        same_pid: of an agent that replaces itself: any other one came after its failure.
     """
     deadline = time.monotonic() + timeout_s
     answer = None
@@ -267,6 +276,8 @@ def _await_hello(
         except OSError:
             answer = None
         if answer is not None and sha256 in ("", answer.get("sha256")):
+            return answer
+        if answer is not None and same_pid is not None and answer.get("pid") != same_pid:
             return answer
         if child is not None and os.waitpid(child, os.WNOHANG)[0]:
             return None
