@@ -146,7 +146,11 @@ class Exchange:
             if (began_s := self.ticket.load_began_s) is not None:
                 self._translation.load_ns = int((self._gateway.now() - began_s) * 1e9)
             path, body = self._translation.path, self._translation.body
-        head = upstream.head("POST", seat.address, path, len(body), "application/json")
+        kind = "application/json"
+        if self.route.reader is not None:
+            # A form's boundary is in its type.
+            kind = self._request.headers.get(b"content-type", b"").decode("latin-1") or kind
+        head = upstream.head("POST", seat.address, path, len(body), kind)
         return head + body
 
     # -- upstream.Receiver
@@ -227,21 +231,22 @@ class Exchange:
             self._plain_ended()
 
     def _stream_ended(self) -> None:
-        last = self._tail.strip()
-        if self.route.end_mark not in last and b'"error"' not in last:
+        last, route = self._tail.strip(), self.route
+        complete = route.end_mark in last or (route.other_end != b"" and route.other_end in last)
+        if not complete and b'"error"' not in last:
             # Some engines space their JSON; look properly before calling it broken.
             parsed = bodies.timings(last)
-            if self.route.dialect != "ollama" or parsed is None or not parsed.done:
+            if route.dialect != "ollama" or parsed is None or not parsed.done:
                 self._lost("the engine ended its reply before it was complete")
                 return
-        if self.route.dialect == "ollama":
-            self._learn(last)
+            complete = True
+        self._learn_stream(last)
         connection = self.connection
         if connection is not None:
             if not connection.started:
                 connection.begin(200, self._content_type, self._marks())
             connection.end()
-        self._finish(b'"error"' in last and b'"done":true' not in last, last)
+        self._finish(not complete, last)
 
     def _translated_ended(self, translation: Translation) -> None:
         record = self.record
@@ -277,6 +282,13 @@ class Exchange:
         if status >= 500 and self._retry(f"the engine answered {status}", ejects=status != 503):
             return
         record = self.record
+        if status == 404 and self._content_type.startswith(b"text/"):
+            # Ollama's words for a path that its version does not know: not the model is missing.
+            reason = f"{record.where}: its engine is too old to answer {self.route.path}"
+            if self._retry(reason, ejects=False):
+                return
+            status, self._content_type = 501, JSON
+            body = errors.error_body(self.route.dialect, status, reason)
         if self._translation is not None:
             status, body = self._translation.error(status, body)
         elif status == 200:
@@ -446,7 +458,7 @@ class Exchange:
             gateway.queue.succeeded(seat.key)
         self._give_back()
         self.connection = None
-        text = errors.upstream_message(last) if failed else ""
+        text = self._failure(last) if failed else ""
         self._end_record("failed" if failed else "done", status, text)
 
     def _give_back(self) -> None:
@@ -459,6 +471,15 @@ class Exchange:
         self._gateway.ledger.close(self.record, state, status, error)
         self._gateway.ended(self)
 
+    def _failure(self, last: bytes) -> str:
+        """The engine's sentence in the last piece of a failed reply."""
+        return errors.upstream_message(last.removeprefix(b"data:"))
+
+    def _learn_stream(self, last: bytes) -> None:
+        """Counts and speeds of a stream that ended, by its last line."""
+        if self.route.dialect == "ollama":
+            self._learn(last)
+
     def _learn(self, line: bytes) -> None:
         """Counts and speeds from the reply's own fields."""
         parsed = bodies.timings(line)
@@ -467,8 +488,8 @@ class Exchange:
             return
         prefill = decode = None
         if parsed.usage is not None:
-            record.prompt_tokens = parsed.usage.prompt_tokens
-            record.tokens = parsed.usage.completion_tokens or record.tokens
+            record.prompt_tokens = parsed.usage.prompt
+            record.tokens = parsed.usage.reply or record.tokens
         if parsed.prompt_eval_count is not None:
             record.prompt_tokens = parsed.prompt_eval_count
             if parsed.prompt_eval_duration:
@@ -477,7 +498,12 @@ class Exchange:
             record.tokens = parsed.eval_count
             if parsed.eval_duration:
                 decode = record.decode_tps = parsed.eval_count / parsed.eval_duration * 1e9
-        if record.sent_s is not None:
+        self._served(prefill, decode)
+
+    def _served(self, prefill: float | None, decode: float | None) -> None:
+        """The queue learns how long a request of this model takes here."""
+        record, seat = self.record, self.ticket.seat
+        if record.sent_s is not None and seat is not None:
             self._gateway.queue.speeds.served(
                 seat.key,
                 self.ticket.ask.model,
