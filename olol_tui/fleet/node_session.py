@@ -196,6 +196,8 @@ class NodeSession:
         await self._steering.release(self._client)
 
     async def aclose(self) -> None:
+        # That it is closed is no news.
+        self._road.watch(lambda: None)
         await self._road.aclose()
 
     def _agent(self) -> AgentClient:

@@ -46,14 +46,14 @@ class Remotes:
         self, paths: Paths, archive: str, identity: Identity, ask: AskPassphrase | None = None
     ) -> None:
         self._cache_dir = paths.cache_dir
-        self.kit = Kit(paths.cache_dir, archive)
+        self.kit = Kit(paths.cache_dir, archive, identity.id)
         self.hostkeys = HostKeys(paths.state_dir / "known_hosts")
         self.connector = Connector(self.hostkeys, KeyRing(ask))
         self.identity = identity
 
     def renew(self, archive: str) -> None:
         """Another archive of the engine is configured."""
-        self.kit = Kit(self._cache_dir, archive)
+        self.kit = Kit(self._cache_dir, archive, self.identity.id)
 
 
 class RemoteRoad:
