@@ -66,7 +66,12 @@ class HandFleet:
         async with httpx.AsyncClient(trust_env=False) as client:
             reply = await client.get(f"http://{found.engines[0].address}/api/tags")
         library = tuple(
-            Model(m["name"], digest=f"sha256:{m['digest']}", size_bytes=m["size"])
+            Model(
+                m["name"],
+                digest=f"sha256:{m['digest']}",
+                size_bytes=m["size"],
+                capabilities=tuple(m["capabilities"]),
+            )
             for m in reply.json()["models"]
         )
         nodes = [
