@@ -74,9 +74,7 @@ class HandFleet:
             )
             for m in reply.json()["models"]
         )
-        nodes = [
-            replace(one, library=library) if one is found else one for one in self.fleet.nodes
-        ]
+        nodes = [replace(one, library=library) if one is found else one for one in self.fleet.nodes]
         self.publish(nodes=tuple(nodes))
 
     async def submit(self, command: AnyCommand) -> Accepted:

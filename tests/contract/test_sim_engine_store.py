@@ -104,7 +104,9 @@ def test_a_blob_is_taken_in_and_a_model_made_of_it(engine: SimProcess, chunked: 
     assert engine.http.post(f"/api/blobs/{digest}", content=b"any").status_code == 200
     made = lines(engine.post("/api/create", model="own", files={"m.gguf": digest}, system="Hi"))
     assert made[-1] == {"status": "success"}
-    tag = next(m for m in engine.http.get("/api/tags").json()["models"] if m["name"] == "own:latest")
+    tag = next(
+        m for m in engine.http.get("/api/tags").json()["models"] if m["name"] == "own:latest"
+    )
     assert tag["size"] == len(data)
     small = lines(engine.post("/api/create", model="q", **{"from": "own"}, quantize="q4_K_M"))
     assert small[-1] == {"status": "success"}
@@ -160,7 +162,11 @@ def events(reply: httpx.Response) -> list[dict[str, Any]]:
 
 def test_a_message_whole_and_in_events(engine: SimProcess) -> None:
     whole = engine.post("/v1/messages", **ASK, temperature=0).json()
-    assert (whole["type"], whole["role"], whole["stop_reason"]) == ("message", "assistant", "end_turn")
+    assert (whole["type"], whole["role"], whole["stop_reason"]) == (
+        "message",
+        "assistant",
+        "end_turn",
+    )
     assert whole["usage"]["output_tokens"] > 5
     reply = engine.post("/v1/messages", **ASK, temperature=0, stream=True)
     assert reply.headers["content-type"] == "text/event-stream"
@@ -176,7 +182,11 @@ def test_a_tool_that_must_be_called_is_called_by_its_schema(engine: SimProcess) 
     tools = [{"name": "weather", "input_schema": schema}]
     asked = {**ASK, "tools": tools, "tool_choice": {"type": "any"}}
     block = engine.post("/v1/messages", **asked).json()["content"][0]
-    assert (block["type"], block["name"], block["input"]) == ("tool_use", "weather", {"city": "Oslo"})
+    assert (block["type"], block["name"], block["input"]) == (
+        "tool_use",
+        "weather",
+        {"city": "Oslo"},
+    )
     said = events(engine.post("/v1/messages", **asked, stream=True))
     parts = [e["delta"]["partial_json"] for e in said if e["type"] == "content_block_delta"]
     assert json.loads("".join(parts)) == {"city": "Oslo"}
