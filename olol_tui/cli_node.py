@@ -297,9 +297,11 @@ def _is_fine(report: Report, *, dry_run: bool) -> bool:
 async def _jobs(
     config: ClusterConfig, paths: Paths, names: list[str], connector: Connector
 ) -> tuple[list[Job], Any]:
+    from olol_tui.fleet.identity import load as load_identity
     from olol_tui.provision.jobs import Kit, build_jobs
 
-    kit = Kit(paths.cache_dir, config.engines.ollama_archive)
+    me = await asyncio.to_thread(load_identity, paths.state_dir / "controller-id")
+    kit = Kit(paths.cache_dir, config.engines.ollama_archive, me.id)
     trusts = _trusts if _is_interactive() else None
     jobs = await asyncio.to_thread(build_jobs, config, names, kit, connector, trusts)
     return jobs, kit.archives

@@ -47,7 +47,9 @@ try:
 except node.base.Trouble as error:
     reply = {{"trouble": [error.kind, error.message, error.hint]}}
 except OSError as error:
-    found = node.base.disk_trouble(node.base.Path(error.filename or "?"), error)
+    # A write that fails does not say where.
+    place = error.filename or node.base.Layout(json.loads(ask)["directory"]).base
+    found = node.base.disk_trouble(node.base.Path(str(place)), error)
     reply = {{"trouble": [found.kind, found.message, found.hint]}}
 sys.stdout.write("\\n" + mark + json.dumps(reply) + "\\n")
 sys.stdout.flush()

@@ -56,8 +56,9 @@ class Kit:
     Blocking at first use: it builds the zipapp.
     """
 
-    def __init__(self, cache_dir: Path, archive: str = "") -> None:
+    def __init__(self, cache_dir: Path, archive: str = "", controller_id: str = "") -> None:
         self._cache_dir = cache_dir
+        self._controller_id = controller_id
         self._archive = archive
         self._agent: Source | None = None
         self.archives = Archives(cache_dir)
@@ -82,6 +83,7 @@ class Kit:
                 agent_size=agent.size,
                 agent_version=agent_version,
                 protocol=PROTOCOL,
+                controller_id=self._controller_id,
                 simulated=wanted_simulation(node),
                 engine=node.engine,
                 binary=node.binary,

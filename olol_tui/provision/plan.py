@@ -49,6 +49,8 @@ class Wanted:
     agent_size: int
     agent_version: str
     protocol: int
+    controller_id: str = ""
+    """Of this console: an agent that another one manages is left as it is."""
     simulated: dict[str, Any] | None = None
     engine: str = "auto"
     """As configured for the node."""

@@ -227,6 +227,7 @@ async def service(work: Work) -> Outcome:
         "sha256": wanted.agent_sha256,
         "version": wanted.agent_version,
         "simulated": wanted.simulated,
+        "controller": wanted.controller_id,
         "python": work.python,
         "keep": "unit" if keeps_by_unit(facts) else "detached",
     }

@@ -30,8 +30,13 @@ def agent_file(folder: Path) -> Source:
     return Source(path, digest, len(data))
 
 
+CONTROLLER_ID = "test-controller"
+"""Who sets the desired engines in these tests."""
+
+
 def wishes(agent: Source, *, directory: str = "", **wanted: Any) -> Wishes:
     wanted.setdefault("simulated", SIMULATED)
+    wanted.setdefault("controller_id", CONTROLLER_ID)
     return Wishes(
         Wanted(
             agent_sha256=agent.sha256,
@@ -90,7 +95,7 @@ class AgentCalls:
         ]
         body = {"generation": 1, "engines": specs}
         self.http.put(
-            "/v1/engines", json=body, headers={"x-olol-controller": "test-controller a test"}
+            "/v1/engines", json=body, headers={"x-olol-controller": f"{CONTROLLER_ID} a test"}
         ).raise_for_status()
         deadline = time.monotonic() + timeout_s
         while any(engine["state"] != "ready" for engine in self.engines()):

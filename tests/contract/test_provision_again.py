@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -168,3 +169,18 @@ async def test_other_simulated_devices_mean_another_agent(host: SshdHost, tmp_pa
         assert len(calls.http.get("/v1/inventory").json()["devices"]) == 4
         assert calls.engines() == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
+
+
+async def test_a_console_with_other_wishes_does_not_restart_what_another_one_manages(
+    host: SshdHost, tmp_path: Path
+) -> None:
+    """Two consoles that want different devices once restarted each other's agent in turn."""
+    what = wishes(agent_file(tmp_path))
+    first, engines = await with_engines(host, what, tmp_path)
+    wanted = dataclasses.replace(what.wanted, simulated=None, controller_id="somebody-else")
+    report = await run(host, dataclasses.replace(what, wanted=wanted), tmp_path)
+    assert not report.ok
+    assert "a test manages this machine" in service(report).message
+    with AgentCalls(first.socket) as agent:
+        assert agent.hello()["pid"] == first.pid
+        assert pids(agent) == engines

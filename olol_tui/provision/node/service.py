@@ -42,7 +42,7 @@ def ensure(ask: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         ask: `directory`, `sha256`, `version`, `simulated` (dict or null), `python`,
-            `keep` (unit or detached).
+            `keep` (unit or detached), `controller` (id of the console that asks).
 
     Returns:
         `hello`, `socket`, `did` (nothing, started, upgraded, restarted), `log`, `record`.
@@ -55,7 +55,7 @@ def ensure(ask: dict[str, Any]) -> dict[str, Any]:
     with only_one(layout):
         record = layout.read_record()
         wanted = _wanted(layout, ask, record, log)
-        did = _bring(layout, record, wanted, log)
+        did = _bring(layout, record, wanted, str(ask.get("controller", "")), log)
         record = layout.read_record()
         answer = base.hello(str(record["socket"]))
     return {
@@ -121,7 +121,11 @@ def _wanted(
 
 
 def _bring(
-    layout: base.Layout, record: dict[str, Any], wanted: dict[str, Any], log: list[str]
+    layout: base.Layout,
+    record: dict[str, Any],
+    wanted: dict[str, Any],
+    controller: str,
+    log: list[str],
 ) -> str:
     """From whatever there is to the wanted agent; what had to be done."""
     build = layout.bin / (wanted["sha256"] + ".pyz")
@@ -138,6 +142,9 @@ def _bring(
         _kill(layout, log)
     same_place = all(record.get(k) == wanted[k] for k in ("socket", "unit"))
     if running is not None:
+        if not same_place or record.get("simulated") != wanted["simulated"]:
+            # An upgrade in place harms nobody; anything else ends engines or moves the socket.
+            _refuse_if_managed(running.get("controller"), controller)
         if record.get("simulated") != wanted["simulated"]:
             stop_agent(layout, record, "stop", log)
         elif not same_place:
@@ -152,6 +159,17 @@ def _bring(
     base.make_private(Path(wanted["socket"]).parent)
     _start(layout, wanted, log)
     return "started" if running is None else "restarted"
+
+
+def _refuse_if_managed(holder: dict[str, Any] | None, controller: str) -> None:
+    """Two consoles that want different agents would restart each other's for ever."""
+    if holder is None or holder.get("id") == controller:
+        return
+    raise base.Trouble(
+        "managed",
+        "{} manages this machine and wants other devices there".format(holder.get("name")),
+        "Attach a console there, or stop it and provision again 15 s later.",
+    )
 
 
 def _upgrade(
