@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from olol_tui import actions
 from olol_tui.console.views.base import View
+from olol_tui.fleet.snapshot import Fleet, Operation
 from olol_tui.render.chrome import (
     RESULT_SHOWN_S,
     draw_footer,
@@ -13,7 +14,7 @@ from olol_tui.render.chrome import (
     draw_operation,
     draw_tabs,
     draw_tiny,
-    latest_operation,
+    latest_running,
 )
 from olol_tui.render.line import Frame, Line, blank
 from olol_tui.render.scene import Scene
@@ -36,6 +37,7 @@ class Painter:
         self._tabs = tabs
         self._ended: tuple[str, float] = ("", 0.0)
         """Id of the operation that ended last, and the fleet's clock when it was seen."""
+        self._known_ends: set[str] = set()
 
     def frame(
         self,
@@ -85,16 +87,20 @@ class Painter:
         prompt = view.prompt(width)
         if prompt is not None:
             return prompt
-        operation = latest_operation(scene.fleet)
+        operation = latest_running(scene.fleet) or self._latest_ended(scene.fleet)
         if operation is None:
             return blank(width, scene.palettes.base.base)
-        if operation.state != "running":
-            now_s = scene.fleet.now_s
-            if self._ended[0] != operation.id:
-                self._ended = (operation.id, now_s)
-            if now_s - self._ended[1] > RESULT_SHOWN_S:
-                return blank(width, scene.palettes.base.base)
         return draw_operation(operation, scene.fleet, width, scene.palettes)
+
+    def _latest_ended(self, fleet: Fleet) -> Operation | None:
+        """What ended last, for a while; a short operation may end within a long one."""
+        ended = {op.id: op for op in fleet.operations if op.state != "running"}
+        fresh = [op_id for op_id in ended if op_id not in self._known_ends]
+        self._known_ends = set(ended)
+        if fresh:
+            self._ended = (fresh[-1], fleet.now_s)
+        shown_s = fleet.now_s - self._ended[1]
+        return ended.get(self._ended[0]) if shown_s <= RESULT_SHOWN_S else None
 
 
 def _exactly(frame: Frame, width: int, height: int, scene: Scene) -> Frame:

@@ -119,13 +119,17 @@ class Questions:
         self._host.ask(dialog, answer, cancelled=put_aside)
 
     def _trust(self, node: Node, question: HostKeyQuestion) -> Callable[[str], None]:
-        commands: list[AnyCommand] = [
-            TrustHostKey(node=node.name, fingerprint=question.fingerprint)
-        ]
-        if has_failed(node):
-            # It was this key that the run stopped at.
-            commands.append(Provision(node=node.name))
-        return lambda _: self._answer(*commands)
+        trust = TrustHostKey(node=node.name, fingerprint=question.fingerprint)
+
+        def answer(_: str) -> None:
+            now = self._host.scene.fleet.node(node.name)
+            if now is not None and has_failed(now):
+                # It was this key that the run stopped at.
+                self._answer(trust, Provision(node=node.name))
+            else:
+                self._answer(trust)
+
+        return answer
 
     def _answer(self, *commands: AnyCommand) -> None:
         self._closed()
@@ -148,11 +152,12 @@ def host_key_window(
             ("key", question.key_type),
             ("fingerprint", question.fingerprint),
         ]
+        kind = question.key_type.lower().partition("-")[0]
+        pairs += [("", ""), ("compare with", COMPARE.format(kind)), ("", "on the machine itself")]
         if not art or width < 64 + ART_WIDTH:
             return facts(pairs, width, p)
         left = width - ART_WIDTH
-        compare = COMPARE.format(question.key_type.lower().partition("-")[0])
-        lines = facts([*pairs, ("", ""), ("compare", compare)], left, p)
+        lines = facts(pairs, left, p)
         picture = [
             Row(ART_WIDTH, p.base).gap(2).put(line, p.muted, ART_WIDTH - 2).end() for line in art
         ]
@@ -164,12 +169,11 @@ def host_key_window(
         ("base", "Nobody has vouched for its key yet: somebody in between would look the same."),
     ]
     more = f" (1 of {others})" if others > 1 else ""
-    goes_on = " and go on" if has_failed(node) else ""
     return Ask(
         host,
         f"Unknown host key{more}",
         text,
-        [Answer("trust", f"Trust this key{goes_on}")],
+        [Answer("trust", "Trust this key")],
         danger=True,
         body=body,
         cancel="No",

@@ -29,8 +29,9 @@ HELD_8: tuple[tuple[str, ...], ...] = (
     ("gemma3:27b", "nomic-embed-text"),
     ("qwen3:32b",),
 )
+UPLOAD_FROM_S = 274.0
 UPLOAD_S = 60.0
-"""How long the sample's upload takes."""
+"""When the sample's upload begins, and how long it takes."""
 
 RANDOMART = """\
 +--[ED25519 256]--+
@@ -67,7 +68,9 @@ def _step(
 
 def provisioning(at_s: float) -> tuple[ProvisionStep, ...]:
     """A run in the middle of bringing Ollama."""
-    share = (at_s % UPLOAD_S) / UPLOAD_S
+    share = min(1.0, (at_s - UPLOAD_FROM_S) / UPLOAD_S)
+    if share < 0:
+        return ()
     upload = ProvisionStep(
         "engine",
         "running",
@@ -115,11 +118,6 @@ def _bare(name: str, address: str) -> Node:
         ssh_command=f"ssh ops@{address}",
         provisioned=False,
     )
-
-
-def provisioning_fleet(at_s: float = 300.0) -> Fleet:
-    """`nodes_fleet` half-way through the upload."""
-    return nodes_fleet(at_s - 300.0 + 326.0)
 
 
 def nodes_fleet(at_s: float = 300.0) -> Fleet:
@@ -190,6 +188,6 @@ def nodes_fleet(at_s: float = 300.0) -> Fleet:
         nodes=nodes,
         requests=requests(at_s, places, base.gateway.queued),
         pins=(),
-        operations=(Operation("op-9", "provision n03", "running", at_s - 31.0),),
+        operations=(Operation("op-9", "provision n03", "running", UPLOAD_FROM_S - 1.5),),
         alerts=(Alert("critical", "n06", "The SSH connection is lost", at_s - 74),),
     )

@@ -221,12 +221,10 @@ def _key(row: Row, frame: Frame, item: tuple[str, str, str], p: Palette) -> None
     row.gap().put(key, p.strong).gap().put(label, p.base).gap()
 
 
-def latest_operation(fleet: Fleet) -> Operation | None:
-    """The one to show: the newest that runs, else the newest that just ended."""
-    running = [op for op in fleet.operations if op.state == "running"]
-    if running:
-        return max(running, key=lambda op: op.started_s)
-    return max(fleet.operations, key=lambda op: op.started_s, default=None)
+def latest_running(fleet: Fleet) -> Operation | None:
+    """The newest operation that runs."""
+    running = (op for op in fleet.operations if op.state == "running")
+    return max(running, key=lambda op: op.started_s, default=None)
 
 
 def draw_operation(operation: Operation, fleet: Fleet, width: int, palettes: Palettes) -> Line:

@@ -114,7 +114,11 @@ def title_line(scene: Scene, node: Node, width: int, *, inside: bool) -> Line:
     p = scene.palettes.base
     edge = p.accent if inside else p.faint
     row = Row(width, edge).raw("─ ", 2, edge).put(node.name, p.strong if inside else p.bright)
-    for words in (gpus(node) if node.devices else "", node.host or node.kind, node.pool):
+    for words in (
+        gpus(node) if node.devices else "",
+        node.host or ("this machine" if node.kind == "local" else node.kind),
+        node.pool,
+    ):
         if words and cells(clean(words)) + 6 < row.left:
             row.gap(2).put(words, p.muted)
     return row.gap().raw("─" * row.left, row.left, edge).end()
@@ -157,7 +161,7 @@ def _head(scene: Scene, node: Node, width: int) -> list[Line]:
         lines += _paragraph(asked, width, p, scene.palettes.base.warn)
     elif node.provisioned is False and not node.steps:
         lines += _paragraph(WITHOUT_AGENT, width, p, scene.palettes.base.accent)
-    elif node.error and not _told_by_a_step(node):
+    elif node.error and not _told_by_steps(node):
         for part in fault_lines(node.error):
             lines += _paragraph(part, width, p, style)
         if node.hint:
@@ -165,8 +169,10 @@ def _head(scene: Scene, node: Node, width: int) -> list[Line]:
     return lines
 
 
-def _told_by_a_step(node: Node) -> bool:
-    return any(step.state == "failed" for step in node.steps) and node.state != "ready"
+def _told_by_steps(node: Node) -> bool:
+    """Whether what is wrong is being worked on, or said by the step that failed at it."""
+    stopped = any(step.state in ("running", "failed") for step in node.steps)
+    return stopped and node.state != "ready"
 
 
 def reboot_words(node: Node) -> str | None:

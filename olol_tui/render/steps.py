@@ -28,9 +28,13 @@ MARKS = {
 """One cell each; what a colour says, the mark says too."""
 
 _ENDED_WELL = frozenset({"done", "unchanged", "skipped"})
+_CHECKS = frozenset({"connect", "facts", "python", "health", "engines", "traffic", "proof"})
+"""Steps that look and change nothing, also when they are done."""
 _NAME_WIDTH = 9
 _TOOK_WIDTH = 6
 _INDENT = 2 + 2 + _NAME_WIDTH + _TOOK_WIDTH + 2
+_ROOMY = 72
+"""From this width a line is enough for what a step says."""
 _NARROW_INDENT = 4
 """Where the words of a failure stand below their step when the pane is narrow."""
 
@@ -67,7 +71,7 @@ def progress(
             return Progress(title, "cancelled", f"stopped at {step.name}", "stopped", took_s)
     if not all(s.state in _ENDED_WELL for s in steps):
         return Progress(title, "waiting", "about to start", "starting", took_s)
-    changed = sum(1 for s in steps if s.state == "done")
+    changed = sum(1 for s in steps if s.state == "done" and s.name not in _CHECKS)
     words = f"{count(changed, 'step')} changed something" if changed else "nothing to change"
     return Progress(title, "done", words, "", took_s)
 
@@ -133,6 +137,10 @@ def draw_step(
         took_s = None if since_s is None else now_s - since_s
     took = "" if took_s is None or step.state == "waiting" else tenths(took_s)
     row.put(took, p.muted, _TOOK_WIDTH, ">").gap(2)
+    muted = step.state in ("waiting", "unchanged", "skipped")
+    said = p.muted if muted else p.base
+    below: list[Line] = []
+    words = _words(step)
     if step.state == "failed":
         return _failure(step, row, width, p)
     if step.state == "running" and step.progress is not None:
@@ -140,9 +148,14 @@ def draw_step(
         full, empty = bar(step.progress, wide)
         row.raw(full, len(full), p.loading).raw(empty, len(empty), p.empty).gap()
         row.put(percent(100 * step.progress), p.loading, 4, ">").gap()
-    muted = step.state in ("waiting", "unchanged", "skipped")
-    row.put(_words(step), p.muted if muted else p.base, max(0, row.left - 1))
-    lines = [row.end()]
+        if width < _ROOMY:
+            below, words = [Row(width, p.base).gap(_INDENT).put(words, said).end()], ""
+    elif width < _ROOMY and cells(clean(words)) > row.left - 1:
+        words, *rest = wrap(words, row.left - 1)
+        second = Row(width, p.base).gap(_INDENT)
+        below = [second.put(" ".join(rest), said, second.left - 1).end()]
+    row.put(words, said, max(0, row.left - 1))
+    lines = [row.end(), *below]
     if step.hint and step.state in ("skipped", "cancelled"):
         lines.extend(_hint(step.hint, width, p))
     return lines
@@ -153,7 +166,7 @@ def _failure(step: ProvisionStep, row: Row, width: int, p: Palette) -> list[Line
     if len(told) == 1 and cells(clean(told[0])) <= row.left - 1:
         lines = [row.put(told[0], p.crit, row.left - 1).end()]
     else:
-        indent = _INDENT if width >= 72 else _NARROW_INDENT
+        indent = _INDENT if width >= _ROOMY else _NARROW_INDENT
         parts = [part for words in told for part in wrap(words, width - indent - 1)]
         if indent == _INDENT:
             lines = [row.put(parts.pop(0), p.crit).end()]
@@ -166,7 +179,7 @@ def _failure(step: ProvisionStep, row: Row, width: int, p: Palette) -> list[Line
 
 
 def _hint(hint: str, width: int, p: Palette) -> list[Line]:
-    indent = _INDENT if width >= 72 else _NARROW_INDENT
+    indent = _INDENT if width >= _ROOMY else _NARROW_INDENT
     parts = wrap(hint, width - indent - 3)
     return [
         Row(width, p.base).gap(indent).put("  " if i else "→ ", p.accent).put(part, p.base).end()

