@@ -36,6 +36,8 @@ log = logging.getLogger("olol.gateway.http")
 
 _MAX_PIPELINED = 16
 _LINGER_S = 5.0
+_DROP_S = 0.005
+"""Between two pieces of a body that is only read to be dropped."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -90,6 +92,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            self._pause(_DROP_S)
             return
         try:
             self._parser.feed_data(data)
@@ -258,6 +261,18 @@ class HttpConnection(asyncio.Protocol):
             sink.body_data(parts[0] if len(parts) == 1 else b"".join(parts))
         if complete and self.active is request:
             sink.body_end()
+        elif not self._held:
+            self._pause(0)
+
+    def _pause(self, seconds: float) -> None:
+        """After a piece: libuv would read megabytes before it looks at another connection."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+            self._loop.call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._held and self.transport is not None:
+            self.transport.resume_reading()
 
     @property
     def receiving(self) -> bool:
