@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -17,12 +16,12 @@ from urllib.parse import unquote
 
 import httptools
 
+from olol_tui.gateway.incoming import StreamedBody
 from olol_tui.gateway.message import (
     JSON,
     NDJSON,
     SSE,
     App,
-    BodySink,
     Handler,
     Limits,
     Request,
@@ -40,13 +39,13 @@ _DROP_S = 0.005
 """Between two pieces of a body that is only read to be dropped."""
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(StreamedBody, asyncio.Protocol):
     """Parses requests in order, hands one at a time to the app, frames its reply."""
 
     __slots__ = (
-        "_app", "_arriving", "_began_s", "_chunked", "_head", "_header_bytes", "_headers", "_held",
-        "_held_s", "_loop", "_parser", "_queue", "_refused", "_request", "_reusable", "_streamed",
-        "_url", "active", "deadline", "handler", "paused", "peer", "started", "transport",
+        "_app", "_chunked", "_head", "_header_bytes", "_headers", "_loop", "_parser", "_queue",
+        "_refused", "_request", "_streamed", "_url", "active", "handler", "paused", "peer",
+        "started", "transport",
     )  # fmt: skip
 
     def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
@@ -233,67 +232,6 @@ class HttpConnection(asyncio.Protocol):
                 self.abort()
             else:
                 self._app.refuse(self, 500, "internal error")
-
-    # -- streamed bodies
-
-    def _expect_body(self, request: Request) -> None:
-        if self.active is not None or self._queue:
-            # Its body would have to wait in memory for the end of another reply.
-            self._refuse(400, "a request with a streamed body cannot be pipelined")
-            raise ValueError("pipelined")
-        self._arriving = request
-        # A reply before the end of the body is the last on this connection.
-        self._reusable, request.keep_alive = request.keep_alive, False
-
-    def _pass_body(self, request: Request) -> None:
-        """Hand on what came of a streamed body, and its end."""
-        if self.active is None:
-            self._serve(request)
-        complete = self._request is not request
-        parts, request.parts = request.parts, []
-        if complete:
-            self._arriving = None
-            self.want_body()  # nothing of it, but the end of the connection
-        if self.active is not request:
-            return
-        sink = cast(BodySink, self.handler)
-        if parts:
-            sink.body_data(parts[0] if len(parts) == 1 else b"".join(parts))
-        if complete and self.active is request:
-            sink.body_end()
-        elif not self._held:
-            self._pause(0)
-
-    def _pause(self, seconds: float) -> None:
-        """After a piece: libuv would read megabytes before it looks at another connection."""
-        if self.transport is not None:
-            self.transport.pause_reading()
-            self._loop.call_later(seconds, self._read_on)
-
-    def _read_on(self) -> None:
-        if not self._held and self.transport is not None:
-            self.transport.resume_reading()
-
-    @property
-    def receiving(self) -> bool:
-        """A streamed body is on its way: the deadline holds although a request is active."""
-        return self._arriving is not None
-
-    def hold_body(self) -> None:
-        """Read no more of a streamed body until `want_body`: who takes it is slower."""
-        if self._arriving is not None and self.transport is not None:
-            self._held = True
-            self._held_s = self._loop.time()
-            self.transport.pause_reading()
-            self.deadline = math.inf
-
-    def want_body(self) -> None:
-        if self._held and self.transport is not None:
-            self._held = False
-            self.transport.resume_reading()
-            now = self._loop.time()
-            self._began_s += now - self._held_s
-            self.deadline = now + self._app.limits.body_s
 
     # -- replies
 

@@ -1,0 +1,97 @@
+"""Request bodies of any size: handed on while they arrive, at the pace of who takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import cast
+
+from olol_tui.gateway.message import App, BodySink, Handler, Request
+
+
+class StreamedBody:
+    """The part of an HTTP connection that deals with such bodies."""
+
+    __slots__ = ("_arriving", "_began_s", "_held", "_held_s", "_reusable", "deadline")
+
+    transport: asyncio.Transport | None
+    active: Request | None
+    handler: Handler | None
+    deadline: float
+    _app: App
+    _loop: asyncio.AbstractEventLoop
+    _queue: deque[Request]
+    _request: Request | None
+    _arriving: Request | None
+    _reusable: bool
+    _held: bool
+    _held_s: float
+    _began_s: float
+
+    def _refuse(
+        self, status: int, message: str, extra: bytes = b"", request: Request | None = None
+    ) -> None:
+        raise NotImplementedError
+
+    def _serve(self, request: Request) -> None:
+        raise NotImplementedError
+
+    def _expect_body(self, request: Request) -> None:
+        if self.active is not None or self._queue:
+            # Its body would have to wait in memory for the end of another reply.
+            self._refuse(400, "a request with a streamed body cannot be pipelined")
+            raise ValueError("pipelined")
+        self._arriving = request
+        # A reply before the end of the body is the last on this connection.
+        self._reusable, request.keep_alive = request.keep_alive, False
+
+    def _pass_body(self, request: Request) -> None:
+        """Hand on what came of a streamed body, and its end."""
+        if self.active is None:
+            self._serve(request)
+        complete = self._request is not request
+        parts, request.parts = request.parts, []
+        if complete:
+            self._arriving = None
+            self.want_body()  # nothing of it, but the end of the connection
+        if self.active is not request:
+            return
+        sink = cast(BodySink, self.handler)
+        if parts:
+            sink.body_data(parts[0] if len(parts) == 1 else b"".join(parts))
+        if complete and self.active is request:
+            sink.body_end()
+        elif not self._held:
+            self._pause(0)
+
+    def _pause(self, seconds: float) -> None:
+        """After a piece: libuv would read megabytes before it looks at another connection."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+            self._loop.call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._held and self.transport is not None:
+            self.transport.resume_reading()
+
+    @property
+    def receiving(self) -> bool:
+        """A streamed body is on its way: the deadline holds although a request is active."""
+        return self._arriving is not None
+
+    def hold_body(self) -> None:
+        """Read no more of a streamed body until `want_body`: who takes it is slower."""
+        if self._arriving is not None and self.transport is not None:
+            self._held = True
+            self._held_s = self._loop.time()
+            self.transport.pause_reading()
+            self.deadline = math.inf
+
+    def want_body(self) -> None:
+        if self._held and self.transport is not None:
+            self._held = False
+            self.transport.resume_reading()
+            now = self._loop.time()
+            self._began_s += now - self._held_s
+            self.deadline = now + self._app.limits.body_s
