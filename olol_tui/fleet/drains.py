@@ -38,20 +38,25 @@ class Drains:
         return self._desk.book.start(f"drain {name}", work, key=f"drain {name}")
 
     async def engines(
-        self, report: Report, engine_ids: Iterable[str], timeout_s: float = DRAIN_S
+        self, report: Report, engine_ids: Iterable[str], timeout_s: float | None = None
     ) -> str:
         """As `emptied`, of these engines; the caller keeps new work away."""
         wanted = frozenset(engine_ids)
         return await self.emptied(report, lambda r: r.engine in wanted, timeout_s)
 
     async def emptied(
-        self, report: Report, which: Callable[[Request], bool], timeout_s: float = DRAIN_S
+        self, report: Report, which: Callable[[Request], bool], timeout_s: float | None = None
     ) -> str:
         """Wait until no such request is live; what runs longer than the limit is cut.
+
+        Args:
+            timeout_s: the limit; None: 120 s.
 
         Returns:
             What had to be cut, as the end of a sentence; mostly "".
         """
+
+        limit_s = DRAIN_S if timeout_s is None else timeout_s
 
         def check() -> bool | None:
             live = self._live(which)
@@ -60,7 +65,7 @@ class Drains:
             return None if live else True
 
         try:
-            await self._desk.until(check, timeout_s)
+            await self._desk.until(check, limit_s)
         except TimeoutError:
             late = self._live(which)
             for request in late:
@@ -70,7 +75,7 @@ class Drains:
                 await self._desk.until(check, CUT_S)
             except TimeoutError:
                 return f"; {_counted(len(self._live(which)))} would not end"
-            return f"; {_counted(len(late))} had to be cut after {timeout_s:.0f} s"
+            return f"; {_counted(len(late))} had to be cut after {limit_s:g} s"
         return ""
 
     def _live(self, which: Callable[[Request], bool]) -> list[Request]:

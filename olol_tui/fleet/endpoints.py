@@ -152,12 +152,17 @@ class EndpointSession:
             vram_bytes=self._config.vram,
             used_bytes=used if self._config.vram is not None else None,
         )
+        state, error = self._state, self._error
+        if self._road is not None and (problem := self._road.problem) is not None:
+            # In the same moment as its node, not when the next look fails.
+            state = "lost" if self._seen_s is not None else "failed"
+            error = str(problem)
         states: dict[NodeState, EngineState] = {"connecting": "starting", "ready": "ready"}
         engine = Engine(
             id=self.engine_id,
             node=self._name,
             kind="endpoint",
-            state=states.get(self._state, "backoff"),
+            state=states.get(state, "backoff"),
             devices=(device.uuid,),
             address=self._way,
             version=self._version,
@@ -168,12 +173,12 @@ class EndpointSession:
             ),
             since_s=self._since_s,
             retry_in_s=None if self._retry_s is None else max(0.0, self._retry_s - now_s),
-            error=self._error,
+            error=error,
             cordoned=cordoned,
         )
         return Node(
             name=self._name,
-            state=self._state,
+            state=state,
             kind="endpoint",
             devices=(device,),
             engines=(self._overlay.apply(engine, now_s),),
@@ -181,7 +186,7 @@ class EndpointSession:
             age_s=age_s,
             stale=self._seen_s is not None and age_s > STALE_AFTER_BEATS * self._beat_s,
             cordoned=cordoned,
-            error=self._error,
+            error=error,
             host=self._host,
             draining=self._wishes.is_draining(self._name),
             last_contact_s=self._seen_s,

@@ -8,15 +8,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from olol_tui.config import ClusterConfig, NodeConfig, SimulatedConfig
+from olol_tui.errors import PlacementError, ReadOnly
 from olol_tui.fleet.commands import (
+    AdoptEndpoint,
     CancelProvision,
     Drain,
     Place,
@@ -30,8 +35,9 @@ from olol_tui.fleet.engine_client import EngineClient
 from olol_tui.fleet.snapshot import Fleet, Node
 from olol_tui.routing.roster import ROAD_MARK, way_to
 from olol_tui.ssh.http import DialTransport
+from tests.contract.agent_rig import FAKE_OLLAMA
 from tests.contract.fleet_rig import Rig, rig
-from tests.contract.ssh_rig import USER, Peer, Sshd, needs_sshd, sshd
+from tests.contract.ssh_rig import USER, Peer, Sshd, free_port, needs_sshd, sshd
 
 pytestmark = needs_sshd
 
@@ -226,7 +232,7 @@ async def test_a_second_console_only_looks_until_the_first_has_gone(
             assert seen.nodes[0].state == "ready"
             assert {engine.pid for engine in seen.nodes[0].engines} == pids
             for command in (Provision("h1"), Uninstall("h1"), SetRole("h1", "0", "off")):
-                with pytest.raises(Exception, match="managed by"):
+                with pytest.raises(ReadOnly, match="managed by"):
                     await second.controller.submit(command)
             assert {engine.pid for engine in first.node("h1").engines} == pids
             await first.controller.close()
@@ -273,6 +279,64 @@ async def test_a_provisioning_that_waits_can_be_cancelled(server: Sshd, tmp_path
         done = await fleet.until(ended)
         assert [s.state for s in done.nodes[0].steps if s.name == "connect"] == ["cancelled"]
         assert not (tmp_path / "node").exists()
+
+
+@contextmanager
+def somebodys_ollama(tmp_path: Path) -> Iterator[int]:
+    """A server called ollama that we did not start; its port."""
+    script = tmp_path / "theirs" / "ollama"
+    script.parent.mkdir()
+    script.write_text(FAKE_OLLAMA.format(python=sys.executable))
+    script.chmod(0o755)
+    port = free_port()
+    env = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{port}"}
+    with subprocess.Popen([script, "serve"], env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"listening\n"
+        try:
+            yield port
+        finally:
+            process.kill()
+
+
+async def test_an_ollama_of_somebody_else_is_used_over_the_road(
+    server: Sshd, tmp_path: Path
+) -> None:
+    config = node_config(server, tmp_path).model_copy(
+        update={"simulated": None, "engine": "ollama", "binary": "/nonexistent/ollama"}
+    )
+    cluster = ClusterConfig(nodes={"h1": config})
+    with somebodys_ollama(tmp_path) as port:
+        url, name = f"http://127.0.0.1:{port}", f"h1-{port}"
+        async with rig(tmp_path / STATE, cluster, keep=True) as fleet:
+            asked = await fleet.until(lambda f: f.nodes[0].question)
+            assert asked.nodes[0].question is not None
+            await fleet.do(TrustHostKey("h1", asked.nodes[0].question.fingerprint))
+            await fleet.controller.submit(Provision("h1"))
+            await fleet.until(lambda f: url in f.nodes[0].foreign)
+            with pytest.raises(PlacementError, match="no Ollama of somebody else"):
+                await fleet.controller.submit(AdoptEndpoint("h1", "http://127.0.0.1:1"))
+            await fleet.do(AdoptEndpoint("h1", url))
+            await fleet.until(lambda f: is_up(f.node(name)))
+            node = fleet.node(name)
+            assert node.kind == "endpoint" and node.host == fleet.node("h1").host
+            assert node.engines[0].address == f"{name}{ROAD_MARK}127.0.0.1:{port}"
+            assert url not in fleet.node("h1").foreign
+            transport = DialTransport(fleet.controller.dial, way_to(node, node.engines[0]))
+            async with EngineClient(transport, "http://engine", name) as client:
+                assert await client.version() == "0.99.1"
+            server.stop()
+            await fleet.until(lambda f: f.nodes[0].state == "lost")
+            await fleet.until(lambda f: f.nodes[1].state == "lost", timeout_s=10)
+            server.start()
+            await fleet.until(lambda f: f.nodes[0].state == "ready" and is_up(f.node(name)))
+        # It is still used after a restart, and can be left again.
+        async with rig(tmp_path / STATE, cluster, keep=True) as fleet:
+            await fleet.until(lambda f: is_up(f.node(name)))
+            await fleet.until(lambda f: f.nodes[0].state == "ready")
+            await fleet.do(AdoptEndpoint("h1", url, adopted=False))
+            assert [node.name for node in fleet.fleet.nodes] == ["h1"]
+            await uninstalled(fleet)
+        urlopen(f"{url}/api/version", timeout=10).close()
 
 
 async def test_direct_transport_takes_requests_past_ssh(server: Sshd, tmp_path: Path) -> None:

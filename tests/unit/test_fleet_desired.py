@@ -137,3 +137,76 @@ def test_models_dir_is_a_store_for_ollama_and_a_directory_for_runners() -> None:
 def test_unset_fields_are_left_to_the_agent() -> None:
     body = msgspec.json.decode(msgspec.json.encode(Spec("n/e", "ollama", ("GPU-0",))))
     assert body == {"id": "n/e", "kind": "ollama", "devices": ["GPU-0"]}
+
+
+def roles_of(plan: desired.Plan) -> list[str]:
+    return [plan.roles[gpu.uuid] for gpu in GPUS]
+
+
+def test_roles_by_index_and_uuid_and_what_is_not_named_keeps_the_default() -> None:
+    config = NodeConfig(host="h1", roles={"1": "rpc", "GPU-2": "off"})
+    plan = desired.plan("h1", config, inventory("ollama"))
+    assert roles_of(plan) == ["ollama", "rpc", "off"]
+    assert [spec.id for spec in plan.specs] == ["h1/ollama-gpu0"]
+    shown = [plan.show(gpu) for gpu in GPUS]
+    assert [gpu.note for gpu in shown] == [
+        "",
+        "reserved for llama.cpp RPC",
+        "switched off: no engine may use it",
+    ]
+    assert not plan.error and not plan.warning
+
+
+def test_shared_is_one_engine_over_those_with_that_role() -> None:
+    config = NodeConfig(host="h1", roles={"0": "shared", "2": "shared"})
+    plan = desired.plan("h1", config, inventory("ollama"))
+    assert [(s.id, s.devices) for s in plan.specs] == [
+        ("h1/ollama-shared", ("GPU-0", "GPU-2")),
+        ("h1/ollama-gpu1", ("GPU-1",)),
+    ]
+    alone = desired.plan("h1", NodeConfig(host="h1", roles={"1": "shared"}), inventory("ollama"))
+    assert [s.id for s in alone.specs] == [f"h1/ollama-gpu{n}" for n in range(3)]
+
+
+@pytest.mark.parametrize("role", ["off", "rpc"])
+def test_a_role_of_one_gpu_leaves_the_specs_of_the_others_as_they_are(role: str) -> None:
+    """An agent replaces the process of a spec that changes in any way."""
+    before = desired.plan("h1", NodeConfig(host="h1"), inventory("ollama")).specs
+    for changed in range(3):
+        config = NodeConfig(host="h1", roles={str(changed): role})  # type: ignore[dict-item]
+        after = desired.plan("h1", config, inventory("ollama")).specs
+        assert after == tuple(s for s in before if s.devices != (f"GPU-{changed}",))
+
+
+def test_a_wish_is_stronger_than_the_configuration() -> None:
+    config = NodeConfig(host="h1", gpus="shared", roles={"0": "off"})
+    plan = desired.plan("h1", config, inventory("ollama"), wished={"GPU-0": "ollama"})
+    assert roles_of(plan) == ["ollama", "shared", "shared"]
+    assert [s.id for s in plan.specs] == ["h1/ollama-shared", "h1/ollama-gpu0"]
+
+
+def test_runners_are_not_launched_on_reserved_gpus() -> None:
+    config = NodeConfig(host="h1", engine="embedded")
+    wanted = [launch(device="GPU-0"), launch("qwen3:8b", device="GPU-1")]
+    plan = desired.plan("h1", config, inventory("embedded"), wanted, {"GPU-1": "rpc"})
+    assert [spec.devices for spec in plan.specs] == [("GPU-0",)]
+
+
+def test_a_role_for_a_gpu_that_is_not_there_is_said() -> None:
+    config = NodeConfig(host="h1", roles={"7": "off", "GPU-9": "rpc", "1": "off"})
+    plan = desired.plan("h1", config, inventory("ollama"))
+    assert plan.warning.startswith("roles names 7, GPU-9, and this node has 0 (GPU-0), 1 (GPU-1)")
+    assert len(plan.specs) == 2
+
+
+def test_all_gpus_off_is_no_error() -> None:
+    config = NodeConfig(host="h1", roles={"0": "off", "1": "off", "2": "off"})
+    plan = desired.plan("h1", config, inventory("ollama"))
+    assert plan.specs == () and not plan.error
+
+
+def test_engines_listen_beyond_loopback_only_for_direct_transport() -> None:
+    plan = desired.plan("h1", NodeConfig(host="h1"), inventory("ollama"))
+    assert {spec.listen for spec in plan.specs} == {""}
+    direct = NodeConfig(host="h1", transport="direct")
+    assert {s.listen for s in desired.plan("h1", direct, inventory("ollama")).specs} == {"0.0.0.0"}

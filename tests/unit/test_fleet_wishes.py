@@ -83,3 +83,42 @@ def test_only_real_changes_are_told() -> None:
     assert wishes.find_launch("M", "local", "cpu") == LAUNCH
     assert wishes.find_launch("M", "local", "GPU-0") is None
     assert len(changes) == 3
+
+
+async def test_roles_and_adopted_servers_come_back_and_pauses_do_not(tmp_path: Path) -> None:
+    wishes, file = kept(tmp_path / "wishes.json")
+    wishes.set_role("h1", "GPU-1", "rpc")
+    wishes.set_role("h1", "GPU-2", "off")
+    wishes.set_role("h1", "GPU-2", "")
+    wishes.set_adopted("h1", "http://127.0.0.1:11434", True)
+    with wishes.paused(["h1/ollama-gpu0"]), wishes.draining("h1"):
+        assert wishes.is_paused("h1/ollama-gpu0") and wishes.is_draining("h1")
+        await file.store()
+    assert not wishes.is_paused("h1/ollama-gpu0") and not wishes.is_draining("h1")
+    again, file = kept(tmp_path / "wishes.json")
+    file.load()
+    assert again.roles_on("h1") == {"GPU-1": "rpc"}
+    assert again.adopted_on("h1") == ("http://127.0.0.1:11434",)
+    assert not again.is_paused("h1/ollama-gpu0")
+
+
+def test_two_who_pause_an_engine_do_not_free_it_for_each_other() -> None:
+    wishes = Wishes()
+    with wishes.paused(["a", "b"]):
+        with wishes.paused(["b", "c"]):
+            pass
+        assert wishes.is_paused("a") and wishes.is_paused("b") and not wishes.is_paused("c")
+
+
+def test_a_node_that_leaves_takes_its_wishes_along() -> None:
+    wishes = Wishes()
+    wishes.pin("m", "local", "cpu")
+    wishes.pin("m", "h1", "GPU-0")
+    wishes.add_launch(LAUNCH)
+    wishes.set_cordon("local", True)
+    wishes.set_role("local", "cpu", "off")
+    wishes.set_adopted("local", "http://127.0.0.1:1", True)
+    wishes.forget_node("local")
+    assert [pin.node for pin in wishes.pins] == ["h1"]
+    assert not wishes.launches_on("local") and not wishes.is_cordoned("local")
+    assert not wishes.roles_on("local") and not wishes.adopted_on("local")
