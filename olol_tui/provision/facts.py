@@ -33,11 +33,11 @@ main() {
     path=$(command -v "$name" 2>/dev/null) || continue
     case " $seen " in *" $path "*) continue ;; esac
     seen="$seen $path"
-    version=$("$path" -I -c "$check" 2>/dev/null) || version=
+    version=$("$path" -I -S -c "$check" 2>/dev/null) || version=
     echo "$(MARK_PYTHON)$path ${version:-broken}"
     case $version in *" usable") chosen=$path; break ;; esac
   done
-  if [ -n "$chosen" ]; then exec "$chosen" -I -c "$program"; fi
+  if [ -n "$chosen" ]; then exec "$chosen" -I -S -c "$program"; fi
 }
 main </dev/null
 """

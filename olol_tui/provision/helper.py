@@ -1,6 +1,6 @@
 """Sends `node/` to a node and calls a function of it there.
 
-The program goes through the standard input of `python -I -`: nothing is written to disk,
+The program goes through the standard input of `python -I -S -`: nothing is written to disk,
 no argument list grows too long, nothing of a former version can be met. The answer is the
 one line that starts with a mark made for this call, because a shell's start-up files may
 print what they like.
@@ -111,7 +111,7 @@ async def call(
     """
     mark = new_mark()
     done = await shell.run(
-        f"exec {shlex.quote(python)} -I -",
+        f"exec {shlex.quote(python)} -I -S -",
         stdin=program(module, function, ask, mark).encode(),
         timeout_s=timeout_s,
     )
