@@ -98,11 +98,14 @@ class Fanout:
         path: str,
         stores: Sequence[Store],
         body: dict[str, Any],
+        notes: Sequence[str] = (),
     ) -> None:
+        """`notes`: told before the first line of the progress, if there is one."""
         self._library = library
         self._connection: HttpConnection | None = connection
         self._verb = verb
         self._stream = body.get("stream") is not False
+        self._notes = [{"status": note} for note in notes]
         self._last: dict[str, Any] = {}
         self._over = False
         self._merge = Merge(verb, [store.node for store in stores])
@@ -115,11 +118,11 @@ class Fanout:
             head = upstream.head("POST", address, path, len(raw), "application/json")
             leg.call = library.pool.call(address, head + raw, leg, fresh=True)
 
-    def tell(self, lines: list[dict[str, Any]]) -> None:
-        """More of the progress, for the client."""
+    def _tell(self, lines: list[dict[str, Any]]) -> None:
         connection = self._connection
         if connection is None or not lines:
             return
+        lines, self._notes = self._notes + lines, []
         self._last = lines[-1]
         if self._stream:
             if not connection.started:
@@ -140,7 +143,7 @@ class Fanout:
         self._go_on(self._merge.lost(where, status, message))
 
     def _go_on(self, lines: list[dict[str, Any]]) -> None:
-        self.tell(lines)
+        self._tell(lines)
         if self._merge.finished and not self._over:
             self._over = True
             self._unwatch()
@@ -158,7 +161,7 @@ class Fanout:
         failed = self._merge.error
         if failed is None:
             self._connection = connection
-            self.tell([SUCCESS])
+            self._tell([SUCCESS])
             if self._stream:
                 connection.end()
             else:

@@ -133,8 +133,8 @@ class Library:
         if not growing:
             raise BadRequest("every store is cordoned", status=503)
         log.info("pull", extra={"model": name, "where": [store.node for store in growing]})
-        fanout = Fanout(self, connection, "pull", request.path, growing, body)
-        fanout.tell([{"status": f"skipping {node}: {why}"} for node, why, _ in stores.lost])
+        notes = [f"skipping {node}: {why}" for node, why, _ in stores.lost]
+        Fanout(self, connection, "pull", request.path, growing, body, notes)
 
     def _push(self, connection: http.HttpConnection, request: http.Request) -> None:
         body = fields.decode_body(request.body, request.path)

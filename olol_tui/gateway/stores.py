@@ -75,7 +75,9 @@ def stores_of(fleet: Fleet) -> Stores:
         if node.state != "ready":
             lost.append((node.name, f"the node is {node.state}", models))
         elif speaker is None:
-            lost.append((node.name, f"its engine is {keepers[0].state}", models))
+            state = keepers[0].state
+            why = "its engine has no address yet" if state == "ready" else f"its engine is {state}"
+            lost.append((node.name, why, models))
         else:
             ready.append(_store(node, speaker, models))
     return Stores(tuple(ready), tuple(lost))
