@@ -12,6 +12,7 @@ import getpass
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,13 +151,13 @@ def _add(args: argparse.Namespace) -> int:
         if name in nodes:
             raise NodeError(f"{fields['host']} is named twice")
         nodes[name] = {**fields, **more}
-    add_nodes(paths.config_file, nodes)
+    # Without a node the file means this machine: it is to stay beside the new ones.
+    implied = {} if _names_nodes(paths.config_file) else {"local": {"local": True}}
+    add_nodes(paths.config_file, {**implied, **nodes})
     for name, fields in nodes.items():
         print(f"● {name}: {fields['host']} in {paths.config_file}")
-    implied = [name for name in old.nodes if name == "local" and not _is_written(paths, name)]
     if implied:
-        print("this machine was a node as long as no other one was named; to keep it, write:")
-        print("[nodes.local]\nlocal = true")
+        print("this machine stays a node too; if it is none: olol-tui node remove local")
     print(f"provision: olol-tui node provision {' '.join(nodes)}")
     return 0
 
@@ -169,10 +170,12 @@ def _name(host: str, taken: set[str]) -> str:
     return plain if short in taken else short
 
 
-def _is_written(paths: Paths, name: str) -> bool:
-    from olol_tui.config import load
-
-    return name in load(paths.config_file).nodes
+def _names_nodes(config_file: Path) -> bool:
+    """Whether the file has a node, endpoints left aside; it is known to be valid."""
+    try:
+        return bool(tomllib.loads(config_file.read_text("utf-8-sig")).get("nodes"))
+    except FileNotFoundError:
+        return False
 
 
 def _remove(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,9 @@ from olol_tui.agent import __version__ as agent_version
 from olol_tui.config import ClusterConfig, NodeConfig
 from olol_tui.errors import NodeError
 from olol_tui.provision.archive import Archives
-from olol_tui.provision.errors import ProvisionError
 from olol_tui.provision.facts import Facts
-from olol_tui.provision.plan import ENSURE_STEPS, Wanted, wanted_simulation
-from olol_tui.provision.runner import Job, Provisioning, Report, Told
+from olol_tui.provision.plan import Wanted, wanted_simulation
+from olol_tui.provision.runner import Job
 from olol_tui.provision.shell import Shell
 from olol_tui.provision.steps import Wishes
 from olol_tui.provision.upload import Source
@@ -28,7 +27,6 @@ from olol_tui.ssh.connection import Connector
 from olol_tui.ssh.errors import HostKeyUnknown
 from olol_tui.ssh.hostkeys import OfferedKey
 from olol_tui.ssh.link import NodeLink
-from olol_tui.ssh.road import AgentPlace
 from olol_tui.ssh.target import Target
 
 
@@ -169,47 +167,3 @@ def _link(shell: Shell) -> NodeLink:
     if not isinstance(shell, NodeLink):
         raise AssertionError("a job over SSH runs on a NodeLink")
     return shell
-
-
-class NodeProvisioner:
-    """`ssh.road.Provisioner` of one node: an agent of our version, at every connect.
-
-    What is in order costs one command and one call. Engines are not installed here.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        node: NodeConfig,
-        kit: Kit,
-        *,
-        told: Told = lambda node, step: None,
-        reported: Callable[[Report], None] = lambda report: None,
-    ) -> None:
-        self._name = name
-        self._node = node
-        self._kit = kit
-        self._told = told
-        self._reported = reported
-
-    async def ensure_agent(self, link: NodeLink) -> AgentPlace:
-        """Have the agent run and answer.
-
-        Raises:
-            ProvisionError: which step failed, why, and what to do.
-        """
-        wishes = await asyncio.to_thread(self._kit.wishes, self._node)
-        job = Job(
-            self._name,
-            where(self._node),
-            lambda: nullcontext(link),
-            wishes,
-            link_transport,
-            describe_link,
-        )
-        run = Provisioning(job, self._kit.archives, self._told, order=ENSURE_STEPS)
-        report = await run.run()
-        self._reported(report)
-        if (failure := report.failure) is not None:
-            raise ProvisionError(f"{failure.name}: {failure.message}", hint=failure.hint)
-        return AgentPlace(report.socket, report.pid)

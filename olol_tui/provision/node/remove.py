@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,19 @@ def uninstall(ask: dict[str, Any]) -> dict[str, Any]:
     if ask["dry_run"]:
         return {"done": _planned(layout, record)}
     done: list[str] = []
-    if layout.state.is_dir():
-        _stop_all(layout, record, done)
-    if systemd.remove(layout):
-        done.append(f"unit {systemd.unit_name(layout)}")
-    if record.get("we_enabled_linger") and not _used_elsewhere(layout):
-        status, _ = systemd.run_tool("loginctl", "--no-ask-password", "disable-linger")
-        if status == 0:
-            done.append("linger, which was off before")
-    _remove_socket(record, done)
-    _remove_files(layout, done)
+    with ExitStack() as stack:
+        if layout.state.is_dir():
+            # To the end: a console that sees its agent go would else start another one.
+            stack.enter_context(service.only_one(layout))
+            _stop_all(layout, record, done)
+        if systemd.remove(layout):
+            done.append(f"unit {systemd.unit_name(layout)}")
+        if record.get("we_enabled_linger") and not _used_elsewhere(layout):
+            status, _ = systemd.run_tool("loginctl", "--no-ask-password", "disable-linger")
+            if status == 0:
+                done.append("linger, which was off before")
+        _remove_socket(record, done)
+        _remove_files(layout, done)
     return {"done": done}
 
 
@@ -77,13 +80,12 @@ def _planned(layout: base.Layout, record: dict[str, Any]) -> list[str]:
 def _stop_all(layout: base.Layout, record: dict[str, Any], done: list[str]) -> None:
     before = set(base.engine_sessions(layout).values())
     log: list[str] = []
-    with service.only_one(layout):
-        pid = base.agent_pid(layout)
-        service.stop_agent(layout, record, "stop", log)
-        if pid is not None:
-            done.append(f"agent (pid {pid})")
-        # A dead agent leaves its engines, and so does one that had to be killed.
-        _end_sessions(layout)
+    pid = base.agent_pid(layout)
+    service.stop_agent(layout, record, "stop", log)
+    if pid is not None:
+        done.append(f"agent (pid {pid})")
+    # A dead agent leaves its engines, and so does one that had to be killed.
+    _end_sessions(layout)
     if before:
         done.append(base.counted(len(before), "engine"))
 

@@ -93,9 +93,21 @@ def only_one(layout: base.Layout) -> Iterator[None]:
                         "busy", "another console works on this machine", "Try again later."
                     ) from None
             time.sleep(0.1)
+        if not _is_at(descriptor, layout.state / "provision.lock"):
+            raise base.Trouble(
+                "busy", "this machine was uninstalled meanwhile", "Provision it again."
+            )
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def _wanted(
