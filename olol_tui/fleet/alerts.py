@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
-from olol_tui.fleet.snapshot import Alert, Device, Engine, Node, Severity
+from olol_tui.fleet.snapshot import Alert, Device, Engine, Node, PassphraseQuestion, Severity
 from olol_tui.units import format_size
 
 HOT_C = 85.0
@@ -52,10 +52,22 @@ class AlertBook:
         self._since_s: dict[str, float] = {}
 
     def update(
-        self, nodes: Iterable[Node], now_s: float, config_problem: str = ""
+        self,
+        nodes: Iterable[Node],
+        now_s: float,
+        config_problem: str = "",
+        asked: PassphraseQuestion | None = None,
     ) -> tuple[Alert, ...]:
-        """Args: config_problem: why the configuration file as it is now is not followed."""
+        """What holds now.
+
+        Args:
+            config_problem: why the configuration file as it is now is not followed.
+            asked: the passphrase that connections wait for.
+        """
         findings = find(nodes, self._since_s.keys())
+        if asked is not None:
+            told = "locked: nodes wait for its passphrase"
+            findings.insert(0, Finding(f"key {asked.path}", "warning", asked.path, told))
         if config_problem:
             told = f"not followed: {config_problem}"
             findings.insert(0, Finding("config", "warning", "cluster.toml", told))
@@ -82,7 +94,9 @@ def _of_node(node: Node, active: Set[str]) -> Iterator[Finding]:
         said = node.error or "no contact"
         yield Finding(f"{name} down", "critical", name, f"{node.state}: {said}")
     elif node.stale:
-        yield Finding(f"{name} stale", "warning", name, f"no telemetry for {node.age_s:.0f} s")
+        why = f": {node.error}" if node.error else ""
+        told = f"no telemetry for {node.age_s:.0f} s{why}"
+        yield Finding(f"{name} stale", "warning", name, told)
     elif node.error:
         severity: Severity = "warning" if node.engines else "critical"
         yield Finding(f"{name} error", severity, name, node.error)

@@ -85,7 +85,7 @@ class Controller:
         self._alerts = AlertBook()
         self._publisher = Publisher(self._snapshot, tick_s=tick_s)
         self._book = OperationBook(clock, self._publisher.poke)
-        self._questions = Questions(self._publisher.poke)
+        self._questions = Questions(self._node_changed)
         self._crew = Crew(
             config,
             paths,
@@ -154,12 +154,12 @@ class Controller:
         if self._task is None:
             return
         task, self._task = self._task, None
-        here = [one for one in self._crew.sessions if stop_engines and one.config.local]
-        await asyncio.gather(*(one.release() for one in self._crew if one not in here))
+        await self._crew.release(keep_local=stop_engines)
         self._stop.set()
         try:
             await task
-            await asyncio.gather(*(self._shut_down(member) for member in here))
+            if stop_engines:
+                await self._crew.shut_down_local()
         finally:
             self._publisher.close()
             await self._crew.aclose()
@@ -343,12 +343,6 @@ class Controller:
             started.set()
             await asyncio.shield(self._wishes_file.store())
 
-    async def _shut_down(self, member: Member) -> None:
-        try:
-            await member.shutdown()
-        except OlolError as error:
-            log.warning("%s: %s", member.name, error)
-
     def _wishes_changed(self) -> None:
         self._wishes_file.dirty.set()
         self._node_changed()
@@ -382,7 +376,9 @@ class Controller:
         nodes = self.nodes
         if nodes is not self._alerted:
             self._alerted = nodes
-            self._alert_list = self._alerts.update(nodes, now_s, self._file.problem)
+            self._alert_list = self._alerts.update(
+                nodes, now_s, self._file.problem, self._questions.open
+            )
         self._fleet_seq += 1
         return Fleet(
             seq=self._fleet_seq,

@@ -145,14 +145,26 @@ class Crew:
                     self._start(name, member)
             self._changed()
 
-    async def release(self) -> None:
-        """Leave every node to the next controller."""
-        await asyncio.gather(*(member.release() for member in self))
+    async def release(self, *, keep_local: bool = False) -> None:
+        """Leave the nodes to the next controller.
+
+        Args:
+            keep_local: not those of this machine: they are about to be shut down.
+        """
+        kept = self._local() if keep_local else []
+        await asyncio.gather(*(member.release() for member in self if member not in kept))
+
+    async def shut_down_local(self) -> None:
+        """Stop agents and engines of this machine; those of others are there for more than us."""
+        await asyncio.gather(*(_shut_down(member) for member in self._local()))
 
     async def aclose(self) -> None:
         await asyncio.gather(*(_close(member) for member in self))
 
     # -- inside
+
+    def _local(self) -> list[NodeSession]:
+        return [session for session in self.sessions if session.config.local]
 
     def _may_stay(self, before: ClusterConfig, now: ClusterConfig, name: str) -> bool:
         """Whether the member of that name may stay as it is."""
@@ -272,6 +284,13 @@ def _same(before: ClusterConfig, now: ClusterConfig, name: str) -> bool:
         same_files = before.models == now.models or not node.local
         return before.nodes.get(name) == node and same_files
     return name in now.endpoints and before.endpoints.get(name) == now.endpoints[name]
+
+
+async def _shut_down(member: Member) -> None:
+    try:
+        await member.shutdown()
+    except OlolError as error:
+        log.warning("%s: %s", member.name, error)
 
 
 async def _close(member: Member) -> None:

@@ -54,8 +54,8 @@ class PinKeeper:
 
     def _holds(self, pin: Pin, retry: _Retry, now_s: float) -> bool:
         node = next((one for one in self._desk.nodes if one.name == pin.node), None)
-        if node is None or node.state != "ready" or node.stale:
-            return False  # Nothing can be done until it is back.
+        if node is None or node.state != "ready" or node.stale or node.managed_by:
+            return False  # Nothing can be done until it is back, and ours.
         target = find_target(self._desk.nodes, pin.model, pin.node, pin.device)
         if target.engine is None:
             runner = runner_engine(node, target.device, pin.model)

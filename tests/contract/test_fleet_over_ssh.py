@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from olol_tui import agent_zip
 from olol_tui.config import ClusterConfig, NodeConfig, SimulatedConfig
 from olol_tui.errors import PlacementError, ReadOnly
 from olol_tui.fleet.commands import (
@@ -37,6 +38,7 @@ from olol_tui.routing.roster import ROAD_MARK, way_to
 from olol_tui.ssh.http import DialTransport
 from tests.contract.agent_rig import FAKE_OLLAMA
 from tests.contract.fleet_rig import Rig, rig
+from tests.contract.serve_rig import processes_with
 from tests.contract.ssh_rig import USER, Peer, Sshd, free_port, needs_sshd, sshd
 
 pytestmark = needs_sshd
@@ -47,7 +49,12 @@ STATE = "state"
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Sshd]:
     with sshd(tmp_path / "sshd") as running:
-        yield running
+        try:
+            yield running
+        finally:
+            # A test that fails has not uninstalled what it put there.
+            for pid in processes_with(str(tmp_path / "node")):
+                os.kill(pid, signal.SIGKILL)
 
 
 def node_config(server: Sshd, tmp_path: Path, **fields: Any) -> NodeConfig:
@@ -189,6 +196,31 @@ async def test_an_agent_that_died_is_brought_back_and_engines_serve_meanwhile(
         await fleet.until(lambda f: is_up(f.nodes[0]) and not f.nodes[0].error)
         assert seen == {"ready"}
         assert [engine.pid for engine in fleet.node("h1").engines] == pids
+        await uninstalled(fleet)
+
+
+async def test_a_newer_console_upgrades_the_agent_in_place(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet_of(server, tmp_path) as fleet:
+        await provisioned(fleet)
+        pids = [engine.pid for engine in fleet.node("h1").engines]
+        (lock,) = (tmp_path / "node/state").glob("*/agent.lock")
+        agent = int(lock.read_text())
+    tree = agent_zip._tree
+
+    def changed(root: Path, name: str) -> Iterator[tuple[str, bytes]]:
+        yield from tree(root, name)
+        if name == agent_zip.PACKAGE:
+            yield f"{name}/news.txt", b"a newer build"
+
+    monkeypatch.setattr(agent_zip, "_tree", changed)
+    async with fleet_of(server, tmp_path) as fleet:
+        await fleet.until(lambda f: is_up(f.nodes[0]))
+        assert [engine.pid for engine in fleet.node("h1").engines] == pids
+        builds = list((tmp_path / "node/bin").glob("*.pyz"))
+        assert len(builds) == 2
+        assert int(lock.read_text()) == agent, "it became the new one, with its engines"
         await uninstalled(fleet)
 
 
