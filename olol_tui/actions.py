@@ -1,6 +1,6 @@
 """Everything an operator can do in the console, one row each.
 
-Bindings, footer, `?` help, palette and the effect of `--read-only` are all read from this
+Keys, footer, `?` help, palette and the effect of `--read-only` are all read from this
 table; nothing is listed twice. Pure data: imports neither textual nor rich.
 """
 
@@ -18,7 +18,7 @@ class Action:
     """One thing an operator can do."""
 
     name: str
-    """`verb_noun`; also the id of its binding."""
+    """`verb_noun`."""
     keys: tuple[str, ...]
     """Textual key names; the first is the one that is shown."""
     label: str
@@ -317,6 +317,11 @@ def action(name: str) -> Action:
 def actions_on(screen: str) -> Iterator[Action]:
     """What exists on a screen, in table order."""
     return (a for a in ACTIONS if a.on(screen))
+
+
+def by_key(screen: str, key: str) -> Action | None:
+    """What a key does on a screen."""
+    return next((a for a in actions_on(screen) if key in a.keys), None)
 
 
 def allowed(action: Action, *, read_only: bool) -> bool:

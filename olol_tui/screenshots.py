@@ -76,7 +76,7 @@ SHOTS: tuple[Shot, ...] = (
     Shot("fleet-light", sample.panes_fleet, (120, 36), ("right",), "olol-light"),
     Shot("fleet-small", sample.panes_fleet, (80, 24), ("down",)),
     Shot("nodes", sample_nodes.nodes_fleet, (120, 36), ("4", "down", "down", "down", "right")),
-    Shot("provisioning", sample_nodes.provisioning_fleet, (120, 36), ("4", "down", "down")),
+    Shot("provisioning", sample_nodes.nodes_fleet, (120, 36), ("4", "down", "down")),
     Shot("host-key", sample_nodes.nodes_fleet, (120, 36), ("4", *["down"] * 7, "P")),
     Shot("requests", sample.panes_fleet, (120, 36), ("3", "down", "down")),
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from textual.app import App, ComposeResult
-from textual.events import AppBlur, AppFocus, Key, Paste
+from textual.events import AppBlur, AppFocus, Event, Key, Paste
 from textual.screen import ModalScreen
 
 from olol_tui import actions
@@ -23,7 +23,6 @@ from olol_tui.console.canvas import Canvas
 from olol_tui.console.chores import Chores
 from olol_tui.console.dialogs.base import Dialog
 from olol_tui.console.driver import HUNG_UP, LossyDriver, process_as_found, settle_garbage
-from olol_tui.console.keys import bindings
 from olol_tui.console.options import ConsoleOptions
 from olol_tui.console.painter import Painter
 from olol_tui.console.questions import Questions
@@ -58,7 +57,6 @@ SLOW_HZ = 1.0
 class OlolApp(App[str], inherit_bindings=False):
     """One canvas, a few views, and windows over it."""
 
-    BINDINGS = bindings()
     ENABLE_COMMAND_PALETTE = False
     ALLOW_SELECT = False
     CSS = """
@@ -90,7 +88,7 @@ class OlolApp(App[str], inherit_bindings=False):
         self._fleet_since_s = clock()
         self._scene = self._make_scene()
         self._results = Results(self._fleet, self.say)
-        self._canvas = Canvas(self._intercept)
+        self._canvas = Canvas()
         self._views: dict[str, View] = {cls.name: cls(self) for cls in VIEWS}
         self._view = next(iter(self._views.values()))
         logs = self._views["logs"]
@@ -297,18 +295,24 @@ class OlolApp(App[str], inherit_bindings=False):
     def on_canvas_scrolled(self, event: Canvas.Scrolled) -> None:
         self._view.scroll(event.rows)
 
-    def _intercept(self, key: Key) -> bool:
-        return self._view.intercept(key)
+    async def on_event(self, event: Event) -> None:
+        """Keys are taken one by one, here.
+
+        Textual hands a key to a widget at once and looks for its binding later: what is
+        typed ahead of a window that opens would reach the screen behind it.
+        """
+        if not isinstance(event, Key) or event.is_forwarded or not self.screen_stack:
+            await super().on_event(event)
+            return
+        self.app_focus = True
+        if isinstance(self.screen, Dialog):
+            self.screen.typed(event)
+        elif not self._view.intercept(event):
+            action = actions.by_key(self._view.name, event.key)
+            if action is not None:
+                self.action_perform(action.name)
 
     # -- actions, by the table --
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action != "perform" or not parameters:
-            return True
-        item = actions.action(str(parameters[0]))
-        if not item.on(self._view.name):
-            return False
-        return True if actions.allowed(item, read_only=self.read_only) else None
 
     def action_perform(self, name: str) -> None:
         """Carry out one action of the table, here or in the view."""

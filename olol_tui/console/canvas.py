@@ -7,10 +7,8 @@ their Strip, and only the rows that did are sent to the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich.style import Style
-from textual.events import Click, Key, MouseScrollDown, MouseScrollUp, Resize
+from textual.events import Click, MouseScrollDown, MouseScrollUp, Resize
 from textual.filter import ANSIToTruecolor
 from textual.geometry import Region
 from textual.message import Message
@@ -49,10 +47,8 @@ class Canvas(Widget, can_focus=True):
     class Resized(Message):
         """The canvas has a new size; its frame must be drawn again."""
 
-    def __init__(self, intercept: Callable[[Key], bool], *, id: str | None = None) -> None:
-        """`intercept` sees every key before the bindings do and says whether it took it."""
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._intercept = intercept
         self._lines: list[Line] = []
         self._strips: list[Strip] = []
         self._hits: list[Hit] = []
@@ -104,11 +100,6 @@ class Canvas(Widget, can_focus=True):
 
     def on_resize(self, event: Resize) -> None:
         self.post_message(self.Resized())
-
-    def on_key(self, event: Key) -> None:
-        if self._intercept(event):
-            event.stop()
-            event.prevent_default()
 
     def on_click(self, event: Click) -> None:
         hit = next((h for h in self._hits if h.contains(event.x, event.y)), None)

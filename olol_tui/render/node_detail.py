@@ -16,6 +16,7 @@ from olol_tui.render.nodes import (
     engine_state,
     gpu_kind,
     gpus,
+    is_old,
     node_state,
     silent_s,
     state_words,
@@ -24,7 +25,7 @@ from olol_tui.render.palette import Palette
 from olol_tui.render.scene import Scene
 from olol_tui.render.steps import draw_step, fault_lines, head_words, progress
 from olol_tui.render.text import age, cells, celsius, clean, percent, size_pair
-from olol_tui.render.tiles import GLYPHS, engine_fault
+from olol_tui.render.tiles import GLYPHS, engine_fault, is_new
 
 PartKind = Literal["step", "device", "engine", "foreign"]
 LOG_ROWS = 6
@@ -127,7 +128,7 @@ def title_line(scene: Scene, node: Node, width: int, *, inside: bool) -> Line:
 def _palette(scene: Scene, node: Node, part: str, cursor: str) -> tuple[Palette, bool]:
     if part == cursor:
         return scene.palettes.cursor, True
-    return (scene.palettes.dim if node.stale else scene.palettes.base), False
+    return (scene.palettes.dim if is_old(node) else scene.palettes.base), False
 
 
 def _rule(title: str, width: int, scene: Scene) -> DetailLine:
@@ -137,7 +138,7 @@ def _rule(title: str, width: int, scene: Scene) -> DetailLine:
 
 
 def _head(scene: Scene, node: Node, width: int) -> list[Line]:
-    p = scene.palettes.dim if node.stale else scene.palettes.base
+    p = scene.palettes.dim if is_old(node) else scene.palettes.base
     state = node_state(node)
     style = scene.palettes.base.state(state)
     words = [(f"{GLYPHS[state]} {state_words(scene, node)}", style)]
@@ -159,7 +160,7 @@ def _head(scene: Scene, node: Node, width: int) -> list[Line]:
     if node.question is not None:
         asked = f"▲ unknown {node.question.key_type} host key: enter or P to look at it"
         lines += _paragraph(asked, width, p, scene.palettes.base.warn)
-    elif node.provisioned is False and not node.steps:
+    elif is_new(node):
         lines += _paragraph(WITHOUT_AGENT, width, p, scene.palettes.base.accent)
     elif node.error and not _told_by_steps(node):
         for part in fault_lines(node.error):

@@ -29,6 +29,11 @@ _MARGIN = 4
 """The cursor's mark and the state's."""
 
 
+def is_old(node: Node) -> bool:
+    """Its figures are the last good ones: drawn dimmed."""
+    return node.stale or (node.state == "lost" and not is_new(node))
+
+
 def node_state(node: Node) -> str:
     """The state of a node by the names in GLYPHS."""
     if is_running(node):
@@ -154,7 +159,7 @@ def _node_line(
         "run": (str(running) if running else MISSING, p.base if running else p.faint),
         "util": (percent(mean_util(node)), p.base),
         "agent": (node.agent_version or MISSING, p.muted),
-        "seen": (age(silent_s(node, scene.fleet)), p.stale if node.stale else p.muted),
+        "seen": (age(silent_s(node, scene.fleet)), p.stale if is_old(node) else p.muted),
         "reboot": (survives(node), p.warn if node.survives_reboot is False else p.muted),
         "host": (node.host or node.kind, p.muted),
     }
@@ -180,7 +185,7 @@ def draw_nodes(
     for index, node in enumerate(shown[first : first + rows - 1], start=first):
         chosen = node.name == cursor
         palettes = scene.palettes
-        dimmed = palettes.dim if node.stale else palettes.base
+        dimmed = palettes.dim if is_old(node) else palettes.base
         frame.hits.append(Hit(0, len(frame.lines), width, 1, "cursor", f"node:{index}"))
         frame.lines.append(
             _node_line(

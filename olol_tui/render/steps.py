@@ -72,7 +72,10 @@ def progress(
     if not all(s.state in _ENDED_WELL for s in steps):
         return Progress(title, "waiting", "about to start", "starting", took_s)
     changed = sum(1 for s in steps if s.state == "done" and s.name not in _CHECKS)
-    words = f"{count(changed, 'step')} changed something" if changed else "nothing to change"
+    if title == "Uninstall":
+        words = "all of ours is gone" if changed else "there was nothing of ours"
+    else:
+        words = f"{count(changed, 'step')} changed something" if changed else "nothing to change"
     return Progress(title, "done", words, "", took_s)
 
 

@@ -12,7 +12,7 @@ from olol_tui.render.history import FleetHistory
 from olol_tui.render.line import Line, Row, beside
 from olol_tui.render.palette import Palette, Palettes
 from olol_tui.render.text import age, cells, clean, percent, rate, seconds, short_model
-from olol_tui.render.tiles import Tile, engine_fault, is_new
+from olol_tui.render.tiles import ASKS_KEY, Tile, engine_fault, is_new
 
 WIDE = 100
 """From this width alerts and models stand side by side."""
@@ -46,6 +46,8 @@ def notices(fleet: Fleet, tiles: tuple[Tile, ...]) -> tuple[Notice, ...]:
     details: dict[str, str] = {}
     for node in fleet.nodes:
         waits = node.question is not None or is_new(node)
+        if node.question is not None and node.name not in named:
+            found.append(Notice("warning", node.name, ASKS_KEY, None))
         if node.state in ("lost", "failed") and node.name not in named and not waits:
             message = node.error or f"node {node.state}, last good figures kept"
             found.append(Notice("critical", node.name, message, node.age_s))
@@ -58,7 +60,7 @@ def notices(fleet: Fleet, tiles: tuple[Tile, ...]) -> tuple[Notice, ...]:
                 since_s = fleet.now_s - engine.since_s
                 found.append(Notice(severity, engine.id, fault, since_s))
     for tile in tiles:
-        device_fault = tile.state in ("crit", "warn") and tile.note
+        device_fault = tile.state in ("crit", "warn") and tile.note and tile.note != ASKS_KEY
         faults = tuple(f for e in tile.engines if (f := engine_fault(e)))
         engine_note = bool(faults) and tile.note.endswith(faults)
         told = tile.label in named or any(e.id in named for e in tile.engines)

@@ -42,6 +42,9 @@ WORST_FIRST: tuple[TileState, ...] = (
 RUNNING = frozenset({"dispatched", "prefill", "decode"})
 """States of a request that occupies a slot."""
 
+ASKS_KEY = "unknown host key: see screen 4"
+"""Note of every tile of a node that waits for an answer."""
+
 IDLE_UTIL_PERCENT = 2.0
 SPILL_TOLERANCE = 0.98
 """A replica with less than this share of its bytes on the GPU runs partly on the CPU."""
@@ -178,7 +181,7 @@ def is_new(node: Node) -> bool:
         node.provisioned is False
         and node.state in ("failed", "lost")
         and node.question is None
-        and not node.steps
+        and not any(s.state in ("running", "failed", "cancelled") for s in node.steps)
     )
 
 
@@ -191,7 +194,9 @@ def _judge(
 ) -> tuple[TileState, str, str]:
     """State, note and log line, worst first."""
     if node.question is not None:
-        return "warn", "unknown host key: see screen 4", ""
+        return "warn", ASKS_KEY, ""
+    if any(step.state == "running" for step in node.steps):
+        return "loading", "provisioning", ""
     if is_new(node):
         return "idle", "not provisioned: P on screen 4", ""
     if node.state in ("lost", "failed"):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 
 from olol_tui.console.app import ConsoleOptions, OlolApp, run_console
 from olol_tui.console.sample import cpu_fleet, panes_fleet
@@ -36,6 +37,17 @@ async def test_quit_of_an_embedded_console_asks_what_becomes_of_the_gateway() ->
 async def test_stop_everything() -> None:
     async with running() as (pilot, app, _):
         await pilot.press("ctrl+c", "tab", "enter")
+        assert app.return_value == "quit"
+
+
+async def test_keys_typed_ahead_reach_the_window_they_are_meant_for() -> None:
+    async with running() as (pilot, app, _):
+        for key in ("q", "tab", "enter"):
+            app.post_message(Key(key, None))
+        for _n in range(100):
+            await pilot.pause(0.02)
+            if app.return_value is not None:
+                break
         assert app.return_value == "quit"
 
 

@@ -38,7 +38,9 @@ class Dialog(ModalScreen[T | None], Generic[T]):
     def __init__(self, host: DialogHost) -> None:
         super().__init__()
         self._host = host
-        self._canvas = Canvas(self.intercept)
+        self._canvas = Canvas()
+        self._early: list[Key] | None = []
+        """Keys typed before the window was there; None once it is."""
 
     @property
     def scene(self) -> Scene:
@@ -54,6 +56,12 @@ class Dialog(ModalScreen[T | None], Generic[T]):
     def on_mount(self) -> None:
         self.repaint()
         self._canvas.focus()
+        early, self._early = self._early or [], None
+        for key in early:
+            if self.is_current:
+                self.typed(key)
+            else:
+                self.app.post_message(key)
 
     def on_resize(self, event: Resize) -> None:
         self.repaint()
@@ -73,15 +81,16 @@ class Dialog(ModalScreen[T | None], Generic[T]):
         self._canvas.styles.height = len(frame.lines)
         self._canvas.show(frame, width, self.palettes.panel.base)
 
-    def intercept(self, key: Key) -> bool:
+    def typed(self, key: Key) -> None:
         """Every key ends here: nothing behind the window hears it."""
-        if key.key in ("escape", "ctrl+c"):
+        if self._early is not None:
+            self._early.append(key)
+        elif key.key in ("escape", "ctrl+c"):
             self.dismiss(None)
         else:
             self.pressed(key)
             if self.is_current:
                 self.repaint()
-        return True
 
     def pressed(self, key: Key) -> None:
         """A key other than escape."""

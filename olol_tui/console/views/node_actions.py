@@ -115,7 +115,8 @@ class NodeActions:
             return
         name = clean(node.name)
         what = "Look after" if node.provisioned else "Make a node of"
-        text: Text = [("bright", f"{what} {name} ({clean(node.host)})")]
+        where = f" ({clean(node.host)})" if node.host != node.name else ""
+        text: Text = [("bright", f"{what} {name}{where}")]
         if has_failed(node):
             stopped = next(s.name for s in node.steps if s.state in ("failed", "cancelled"))
             text.append(("accent", f"It goes on from where it stopped: {stopped}."))

@@ -25,6 +25,7 @@ from olol_tui.render.nodes import adopted_from, draw_nodes, mean_util, requests_
 from olol_tui.render.palette import Palette
 from olol_tui.render.steps import has_failed, is_running
 from olol_tui.render.text import clean, count
+from olol_tui.render.tiles import is_new
 
 WIDE = 100
 """From this width list and detail stand side by side."""
@@ -233,7 +234,8 @@ class NodesView(RowsView):
     def _can_retry(self, node: Node) -> bool:
         engine = self._engine()
         faulty = engine is not None and engine.state in ("backoff", "failed")
-        return (has_failed(node) or faulty or node.state != "ready") and not is_running(node)
+        unreached = node.state != "ready" and not is_new(node)
+        return (has_failed(node) or faulty or unreached) and not is_running(node)
 
     def _restartable(self, node: Node) -> list[Engine]:
         """The engine under the cursor, those of the GPU under it, or all of the node."""
