@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 
 from olol_tui.fleet.alerts import AlertBook, find
-from olol_tui.fleet.snapshot import Device, Engine, Loaded, Node
+from olol_tui.fleet.snapshot import (
+    Device,
+    Engine,
+    HostKeyQuestion,
+    Loaded,
+    Node,
+    PassphraseQuestion,
+)
 
 GIB = 2**30
 GPU = Device("GPU-0", 0, "RTX", "nvidia", vram_bytes=24 * GIB, used_bytes=GIB, temp_c=60)
@@ -112,3 +119,30 @@ def test_a_node_without_engines_is_critical_and_worst_comes_first() -> None:
     dead = replace(NODE, name="n2", engines=(), error="No engine was found")
     found = find([replace(NODE, error="a library is unreadable"), dead])
     assert [(f.severity, f.where) for f in found] == [("critical", "n2"), ("warning", "n1")]
+
+
+def test_a_host_key_that_nobody_knows_is_named_instead_of_its_consequence() -> None:
+    question = HostKeyQuestion("gpu1.lan", "ED25519", "SHA256:abc")
+    node = replace(NODE, state="failed", error="never seen", question=question)
+    (alert,) = told(node)
+    assert alert[0] == "warning" and "ED25519 host key is unknown: SHA256:abc" in alert[2]
+
+
+def test_a_machine_that_waits_for_its_provisioning_is_no_disaster() -> None:
+    (alert,) = told(replace(NODE, state="failed", error="not installed", provisioned=False))
+    assert alert[0] == "warning"
+    (alert,) = told(replace(NODE, state="failed", error="no route", provisioned=True))
+    assert alert[0] == "critical"
+
+
+def test_a_node_of_another_console_is_said_to_be_read_only() -> None:
+    (alert,) = told(replace(NODE, managed_by="ops@laptop since 12:03"))
+    assert alert[0] == "info" and "managed by ops@laptop since 12:03" in alert[2]
+
+
+def test_what_concerns_no_node_comes_first() -> None:
+    book = AlertBook()
+    locked = PassphraseQuestion("/home/ops/.ssh/id_ed25519")
+    alerts = book.update([NODE], 5.0, "line 3: unknown field", locked)
+    assert [alert.where for alert in alerts] == ["cluster.toml", locked.path]
+    assert book.update([NODE], 9.0) == ()
