@@ -51,7 +51,7 @@ async def test_three_bare_hosts_serve_and_are_bare_again(lab: Lab, tmp_path: Pat
         assert host.exec("ls -A ~/.local/share 2>/dev/null || true").stdout.split() == []
         # sshd's processes end a moment after the connections that they served.
         async with asyncio.timeout(BOUND_S):
-            while len(host.processes()) != before[name]:  # noqa: ASYNC110
+            while len(host.processes()) != before[name]:
                 await asyncio.sleep(0.1)
 
 
