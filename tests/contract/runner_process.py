@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import os
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -49,33 +50,37 @@ def _command(kind: EngineKind, port: int) -> list[str]:
     return [*argv, "--chat-template-file", str(_TEMPLATE)]
 
 
-@contextlib.asynccontextmanager
-async def runner(kind: EngineKind) -> AsyncIterator[Node]:
+@contextlib.contextmanager
+def runner(kind: EngineKind) -> Iterator[Node]:
     """A node with one such engine that answers; the engine is killed at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        *_command(kind, port),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+    process = subprocess.Popen(
+        _command(kind, port),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     address = f"127.0.0.1:{port}"
     try:
-        async with asyncio.timeout(_START_S), httpx.AsyncClient(trust_env=False) as client:
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await client.get(f"http://{address}/health")).status_code == 200:
-                        break
-                assert process.returncode is None, "the engine did not start"
-                await asyncio.sleep(0.1)
+        deadline = time.monotonic() + _START_S
+        with httpx.Client(trust_env=False) as client:
+            while not _healthy(client, address):
+                assert process.poll() is None, "the engine did not start"
+                assert time.monotonic() < deadline, "the engine does not get ready"
+                time.sleep(0.1)
         yield _node(kind, address)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await process.wait()
+        process.kill()
+        process.wait()
+
+
+def _healthy(client: httpx.Client, address: str) -> bool:
+    try:
+        return client.get(f"http://{address}/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _node(kind: EngineKind, address: str) -> Node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from olol_tui.fleet.snapshot import EngineKind, Node
+from olol_tui.fleet.snapshot import Node
 from olol_tui.gateway.gateway import Gateway
 from tests.contract.gateway_rig import HandFleet, engine_node, eventually, gateway_over
 from tests.contract.runner_process import MODEL as REAL
@@ -74,18 +74,26 @@ async def serve(node: Node, model: str) -> AsyncIterator[Service]:
         yield Service(gateway, fleet, http, one, other, model)
 
 
-@pytest.fixture(params=KINDS)
-async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
-    kind: EngineKind = request.param
-    if kind == "simulated":
-        async with sim_engine(**FAST) as engine:
-            await engine.load(SIMULATED)
-            async for service in serve(engine_node("n1", engine.address, SIMULATED), SIMULATED):
-                yield service
+@pytest.fixture(scope="module", params=KINDS)
+def real_node(request: pytest.FixtureRequest) -> Iterator[Node | None]:
+    """A node with a real engine, None for the simulated one, which each test gets anew."""
+    if request.param == "simulated":
+        yield None
     else:
-        async with runner(kind) as node:
-            async for service in serve(node, REAL):
-                yield service
+        with runner(request.param) as node:
+            yield node
+
+
+@pytest.fixture
+async def service(real_node: Node | None) -> AsyncIterator[Service]:
+    if real_node is not None:
+        async for service in serve(real_node, REAL):
+            yield service
+        return
+    async with sim_engine(**FAST) as engine:
+        await engine.load(SIMULATED)
+        async for service in serve(engine_node("n1", engine.address, SIMULATED), SIMULATED):
+            yield service
 
 
 @pytest.fixture

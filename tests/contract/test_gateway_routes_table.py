@@ -62,9 +62,10 @@ async def service(kind: EngineKind) -> AsyncIterator[Service]:
             async with gateway_over(node) as (_, _, http):
                 yield Service(http, False, SIMULATED, EMBEDDER)
     else:
-        async with runner(kind) as node, gateway_over(node) as (_, _, http):
-            http.timeout = httpx.Timeout(90)
-            yield Service(http, True, REAL, REAL)
+        with runner(kind) as node:
+            async with gateway_over(node) as (_, _, http):
+                http.timeout = httpx.Timeout(90)
+                yield Service(http, True, REAL, REAL)
 
 
 Check = Callable[[httpx.Response, Service], bool]
