@@ -226,8 +226,11 @@ class Gateway:
     def refuse(
         self, connection: http.HttpConnection, status: int, message: str, extra: bytes = b""
     ) -> None:
-        assert connection.active is not None
-        self.error(connection, connection.active, status, message, extra)
+        request = connection.active
+        assert request is not None
+        # A page that may ask may also read why it was refused.
+        self._access.admit(request)
+        self.error(connection, request, status, message, extra)
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
         path = request.path

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -17,8 +18,10 @@ import httpx
 import openai
 import pytest
 
-from olol_tui.fleet.snapshot import Node
+from olol_tui.config import GatewayConfig
+from olol_tui.fleet.snapshot import Fleet, Node
 from olol_tui.gateway.gateway import Gateway
+from olol_tui.gateway.keys import Key, KeyStore
 from tests.contract.gateway_rig import HandFleet, engine_node, eventually, gateway_over
 from tests.contract.runner_process import MODEL as REAL
 from tests.contract.runner_process import runner
@@ -523,6 +526,34 @@ async def test_a_page_of_another_origin_may_not(simulated: Service) -> None:
         headers={"Origin": "app://x", "Access-Control-Request-Headers": "a; b"},
     )
     assert "access-control-allow-headers" not in injected.headers
+
+
+async def test_keys_of_anthropics_clients_and_of_pages(engine: SimEngine, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    token = store.create(Key(id="", name="ann", digest="", scopes=("infer",)))
+    fleet = HandFleet(Fleet(nodes=(engine_node("n1", engine.address, SIMULATED),)))
+    gateway = Gateway(GatewayConfig(port=0), fleet, keys=store)
+    await gateway.start()
+    try:
+        base: dict[str, Any] = {"base_url": gateway.address, "max_retries": 0}
+        asked: dict[str, Any] = {"model": SIMULATED, "messages": FRANCE}
+        async with anthropic.AsyncAnthropic(api_key=token, **base) as client:
+            assert (await client.messages.create(max_tokens=4, **asked)).content
+            assert (await client.messages.count_tokens(**asked)).input_tokens
+        async with anthropic.AsyncAnthropic(api_key="wrong", **base) as client:
+            with pytest.raises(anthropic.AuthenticationError):
+                await client.messages.create(max_tokens=4, **asked)
+        async with httpx.AsyncClient(base_url=gateway.address, trust_env=False) as http:
+            page = {"Origin": "http://localhost:3000"}
+            refused = await http.post("/v1/messages", json=asked, headers=page)
+            assert refused.status_code == 401
+            assert refused.headers["access-control-allow-origin"] == page["Origin"]
+            may_ask = await http.options("/v1/messages", headers=page)
+            assert may_ask.status_code == 204
+            stored = await http.post("/api/blobs/x", content=b"x", headers={"x-api-key": token})
+            assert stored.status_code == 403
+    finally:
+        await gateway.close()
 
 
 async def test_a_client_that_leaves_a_message_frees_its_slot(engine: SimEngine) -> None:
