@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +18,8 @@ def runtime_dir() -> Iterator[str]:
         patch.setenv("XDG_RUNTIME_DIR", path)
         yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+# How fast a machine makes examples is no property of the code under test.
+settings.register_profile("slow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slow")
