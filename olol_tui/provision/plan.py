@@ -145,7 +145,11 @@ def _python(facts: Facts) -> Planned:
 def _agent(facts: Facts, wanted: Wanted) -> Planned:
     running = facts.agent
     if running is not None and newer(running.version, wanted.agent_version):
-        return Planned("agent", "keep", f"version {running.version} there is newer than ours")
+        there = f"version {running.version} there is newer than ours"
+        if running.protocol != wanted.protocol:
+            why = f"{there} and speaks protocol {running.protocol}, we speak {wanted.protocol}"
+            return Planned("agent", "refuse", why, "Update olol-tui on this machine.")
+        return Planned("agent", "keep", there)
     short = f"{wanted.agent_version} ({wanted.agent_sha256[:12]})"
     if wanted.agent_sha256 in facts.builds:
         return Planned("agent", "keep", f"{short} is there")

@@ -92,6 +92,7 @@ class Provisioning:
     def __post_init__(self) -> None:
         self._results = {name: StepResult(name) for name in self.order}
         self._work: Work | None = None
+        self._ended: set[StepName] = set()
 
     @property
     def results(self) -> tuple[StepResult, ...]:
@@ -104,13 +105,12 @@ class Provisioning:
             dry_run: stop when it is known what would be done.
         """
         started_s = time.monotonic()
-        again = {name for name, step in self._results.items() if step.state in _ENDED_WELL}
-        # What was learnt may be old: a connection and facts are had anew, always.
-        todo = [name for name in self.order if name not in again or name in ("connect", "facts")]
-        for name in todo:
-            self._tell(StepResult(name))
+        self._ended = {name for name, step in self._results.items() if step.state in _ENDED_WELL}
+        for name in self.order:
+            if name not in self._ended or name in _ALWAYS:
+                self._tell(StepResult(name))
         try:
-            await self._connected(todo, dry_run=dry_run)
+            await self._connected(dry_run=dry_run)
         except _Failed:
             pass
         except asyncio.CancelledError:
@@ -127,7 +127,7 @@ class Provisioning:
             work.pid if work else None,
         )
 
-    async def _connected(self, todo: list[StepName], *, dry_run: bool) -> None:
+    async def _connected(self, *, dry_run: bool) -> None:
         began_s = time.monotonic()
         self._tell(StepResult("connect", "running", self.job.where))
         async with AsyncExitStack() as stack:
@@ -140,9 +140,9 @@ class Provisioning:
             took_s = time.monotonic() - began_s
             said = ", ".join(filter(None, (self.job.where, self.job.describe(shell))))
             self._tell(StepResult("connect", "unchanged", said, took_s=took_s))
-            await self._carry_out(shell, todo, dry_run=dry_run)
+            await self._carry_out(shell, dry_run=dry_run)
 
-    async def _carry_out(self, shell: Shell, todo: list[StepName], *, dry_run: bool) -> None:
+    async def _carry_out(self, shell: Shell, *, dry_run: bool) -> None:
         job = self.job
         road = job.transport
         self._work = work = Work(
@@ -153,15 +153,22 @@ class Provisioning:
             None if road is None else lambda socket: road(shell, work.known, socket),
             dry_run=dry_run,
         )
-        for name in todo:
-            if name == "connect":
+        for name in self.order:
+            if name == "connect" or self._is_settled(name, work):
                 continue
             await self._step(name, work)
-            if name == "facts" and "remove" not in todo:
+            if name == "facts" and "remove" not in self.order:
                 if dry_run or not await self._go_on(work):
                     return
             elif name == "remove" and dry_run:
                 return
+
+    def _is_settled(self, name: StepName, work: Work) -> bool:
+        """Whether a step ended well in an earlier run, and by the facts of now it still has."""
+        if name not in self._ended or name in _ALWAYS:
+            return False
+        planned = [step for step in work.plan.steps if step.name == name] if work.plan else []
+        return all(step.action != "do" for step in planned)
 
     async def _go_on(self, work: Work) -> bool:
         assert work.facts is not None
@@ -229,6 +236,8 @@ class Provisioning:
 
 
 _ENDED_WELL = ("done", "unchanged", "skipped")
+_ALWAYS = ("connect", "facts")
+"""Had anew in every run: what was learnt before may be old."""
 
 
 class _Failed(Exception):

@@ -120,7 +120,8 @@ async def learn(work: Work) -> Outcome:
     facts = await survey.survey(work.shell, work.wishes.directory)
     work.facts = facts
     work.plan = plan(facts, work.wishes.wanted)
-    work.socket = facts.socket
+    work.socket = str(facts.record.get("socket") or facts.socket)
+    work.pid = facts.agent.pid if facts.agent else None
     what = [facts.os or facts.system, facts.arch]
     if facts.gpus:
         what.append(f"{len(facts.gpus)} × {facts.gpus[0]}")
@@ -211,12 +212,9 @@ async def engine(work: Work) -> Outcome:
 async def service(work: Work) -> Outcome:
     step = work.planned("service")
     facts = work.known
-    record = facts.record
     if step.action == "keep":
-        work.socket = str(record.get("socket", facts.socket))
-        work.pid = facts.agent.pid if facts.agent else None
         lives = survival(
-            unit=str(record.get("unit", "")),
+            unit=str(facts.record.get("unit", "")),
             linger=facts.linger,
             kill_user_processes=facts.kill_user_processes,
         )

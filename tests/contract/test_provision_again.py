@@ -16,7 +16,7 @@ from olol_tui.provision.archive import Archives
 from olol_tui.provision.runner import Provisioning, Report
 from olol_tui.provision.steps import StepResult, Wishes
 from olol_tui.provision.upload import Source
-from tests.contract.provision_rig import SIMULATED, AgentCalls, agent_file, job, wishes
+from tests.contract.provision_rig import SIMULATED, AgentCalls, Told, agent_file, job, wishes
 from tests.contract.sshd_host import SshdHost, needs_sshd, sshd_host
 from tests.contract.test_agent_upgrade import HELLO_NEW, variant
 
@@ -184,3 +184,23 @@ async def test_a_console_with_other_wishes_does_not_restart_what_another_one_man
     with AgentCalls(first.socket) as agent:
         assert agent.hello()["pid"] == first.pid
         assert pids(agent) == engines
+
+
+async def test_a_retry_does_again_what_was_undone_meanwhile(host: SshdHost, tmp_path: Path) -> None:
+    what = wishes(agent_file(tmp_path))
+    cut = True
+
+    def react(step: StepResult) -> None:
+        if cut and step.name == "service" and step.state == "running":
+            host.cut()
+
+    provisioning = Provisioning(job(host.shell, what), Archives(tmp_path), Told(react))
+    first = await provisioning.run()
+    assert first.failure is not None
+    assert first.failure.name == "service"
+    for build in host.home.rglob("*.pyz"):
+        build.unlink()
+    cut = False
+    second = await provisioning.run()
+    assert second.ok, second.failure
+    assert next(step for step in second.steps if step.name == "agent").state == "done"

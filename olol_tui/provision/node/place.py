@@ -96,7 +96,7 @@ def _collect_builds(layout: base.Layout, keep: Path) -> list[str]:
     builds = [p for p in layout.bin.iterdir() if _BUILD.fullmatch(p.name)]
     builds.sort(key=lambda p: p.stat().st_mtime, reverse=True)
     old = [p for p in builds[BUILDS_KEPT:] if p.name not in used]
-    running = _arguments() if old else b""
+    running = _running() if old else b""
     removed = []
     for path in old:
         if os.fsencode(path.name) not in running:
@@ -115,12 +115,14 @@ def _drop_old_parts(folder: Path) -> None:
             continue
 
 
-def _arguments() -> bytes:
-    """Command lines of all processes that can be seen."""
+def _running() -> bytes:
+    """Command lines and programs of all processes that can be seen."""
     lines = []
     for pid in base.pids():
         try:
             lines.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+            # What was started through a link shows its own place only here.
+            lines.append(os.fsencode(os.readlink(f"/proc/{pid}/exe")))  # noqa: PTH115
         except OSError:
             continue
     return b"\n".join(lines)
@@ -279,7 +281,7 @@ def _not_runnable(program: Path, error: OSError) -> base.Trouble:
 def _collect_engines(layout: base.Layout) -> list[str]:
     """Releases that no machine points at and no process runs from."""
     used = {p.resolve().name for p in layout.states.glob("*/ollama")}
-    running = _arguments()
+    running = _running()
     removed = []
     for path in sorted(layout.engines.iterdir()):
         wanted = path.name in used or os.fsencode(path.name) in running

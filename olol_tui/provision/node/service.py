@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,10 @@ _RUN = """\
 #!/bin/sh
 # Written by olol-tui at every start: the agent of the machine {machine}.
 umask 077
+cd /
+# A session's limits and traces are nothing for a service.
+ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -Hn)" 2>/dev/null
+unset SSH_CLIENT SSH_CONNECTION SSH_TTY SSH_AUTH_SOCK
 PATH="${{PATH:-/usr/local/bin:/usr/bin:/bin}}:"{engine}
 export PATH
 exec {command}
@@ -87,7 +92,9 @@ def only_one(layout: base.Layout) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    break  # A file system without locks: better without than not at all.
                 if time.monotonic() > deadline:
                     raise base.Trouble(
                         "busy", "another console works on this machine", "Try again later."

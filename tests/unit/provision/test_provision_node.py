@@ -120,7 +120,7 @@ def test_old_agents_go_but_not_those_in_use(home: Path, monkeypatch: pytest.Monk
         os.utime(build, (1000 - age, 1000 - age))
     # A machine of this home starts from one; an engine runs from another.
     (layout.states / "other/current.pyz").symlink_to(layout.bin / f"{5:064x}.pyz")
-    monkeypatch.setattr(place, "_arguments", lambda: f"{6:064x}.pyz\0sim-engine".encode())
+    monkeypatch.setattr(place, "_running", lambda: f"{6:064x}.pyz\0sim-engine".encode())
     removed = place._collect_builds(layout, keep=layout.bin / f"{0:064x}.pyz")
     assert removed == [f"{age:064x}.pyz" for age in (3, 4, 7)]
 

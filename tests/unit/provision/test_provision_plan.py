@@ -72,6 +72,14 @@ def test_a_newer_agent_is_not_taken_back() -> None:
     assert "newer than ours" in what["agent"].text
 
 
+def test_a_newer_agent_that_we_do_not_understand_is_named() -> None:
+    facts = running(OLD, "0.10.0")
+    assert facts.agent is not None
+    refusal = plan(replace(facts, agent=replace(facts.agent, protocol=2)), WANTED).refusal
+    assert refusal is not None
+    assert "speaks protocol 2, we speak 1" in refusal.text
+
+
 @pytest.mark.parametrize(
     ("facts", "why"),
     [
