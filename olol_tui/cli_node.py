@@ -135,6 +135,7 @@ def _chosen(args: argparse.Namespace, config: ClusterConfig) -> list[str]:
 def _add(args: argparse.Namespace) -> int:
     from olol_tui.config import load
     from olol_tui.config.edit import add_nodes
+    from olol_tui.remote import find_running
 
     paths = Paths.resolve(args.state_dir, args.config)
     if args.name and len(args.hosts) > 1:
@@ -151,13 +152,17 @@ def _add(args: argparse.Namespace) -> int:
         if name in nodes:
             raise NodeError(f"{fields['host']} is named twice")
         nodes[name] = {**fields, **more}
-    # Without a node the file means this machine: it is to stay beside the new ones.
-    implied = {} if _names_nodes(paths.config_file) else {"local": {"local": True}}
-    add_nodes(paths.config_file, {**implied, **nodes})
+    # Without a node the file means this machine: no fleet that runs is to lose it by this.
+    implied = not _names_nodes(paths.config_file)
+    kept = {"local": {"local": True}} if implied and find_running(paths) else {}
+    add_nodes(paths.config_file, {**kept, **nodes})
     for name, fields in nodes.items():
         print(f"● {name}: {fields['host']} in {paths.config_file}")
-    if implied:
+    if kept:
         print("this machine stays a node too; if it is none: olol-tui node remove local")
+    elif implied:
+        print("this machine is a node only if the file says so from now on; then add:")
+        print("[nodes.local]\nlocal = true")
     print(f"provision: olol-tui node provision {' '.join(nodes)}")
     return 0
 

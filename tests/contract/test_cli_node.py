@@ -43,18 +43,17 @@ def test_nodes_are_added_listed_and_removed(cli: Cli, config: Path) -> None:
     code, out, _ = cli("node", "add", "ops@gpu1.lan:2222", "gpu2.lan", "10.0.0.12")
     assert code == 0
     assert "olol-tui node provision gpu1 gpu2 10.0.0.12" in out
-    assert "this machine stays a node too" in out
+    assert "[nodes.local]\nlocal = true" in out
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     nodes = json.loads(cli("node", "list", "--json")[1])
     assert nodes["core"] is False
     assert [(node["name"], node["where"]) for node in nodes["nodes"]] == [
-        ("local", "this machine"),
         ("gpu1", "ops@gpu1.lan:2222"),
         ("gpu2", "gpu2.lan"),
         ("10.0.0.12", "10.0.0.12"),
     ]
     assert "no core runs" in cli("node", "list")[1]
-    assert cli("node", "remove", "--force", "gpu1", "gpu2", "local")[0] == 0
+    assert cli("node", "remove", "--force", "gpu1", "gpu2")[0] == 0
     assert [n["name"] for n in json.loads(cli("node", "list", "--json")[1])["nodes"]] == [
         "10.0.0.12"
     ]
@@ -63,7 +62,7 @@ def test_nodes_are_added_listed_and_removed(cli: Cli, config: Path) -> None:
 def test_names_that_are_taken_give_way_to_longer_ones(cli: Cli) -> None:
     assert cli("node", "add", "gpu1.a", "gpu1.b")[0] == 0
     nodes = json.loads(cli("node", "list", "--json")[1])["nodes"]
-    assert [node["name"] for node in nodes] == ["local", "gpu1", "gpu1.b"]
+    assert [node["name"] for node in nodes] == ["gpu1", "gpu1.b"]
 
 
 def test_all_that_can_be_said_of_a_node(cli: Cli, config: Path, tmp_path: Path) -> None:
