@@ -244,6 +244,7 @@ class WishesFile:
         """Set it after a change; `keep` writes soon."""
         self._asked = 0
         self._written = 0
+        self._done = 0
         self._writing = threading.Lock()
 
     def load(self) -> None:
@@ -274,10 +275,12 @@ class WishesFile:
 
     async def store(self) -> None:
         """Write if something changed. A disk that refuses is logged."""
-        if not self.dirty.is_set():
+        if self.dirty.is_set():
+            self.dirty.clear()
+            self._asked += 1
+        elif self._done == self._asked:
             return
-        self.dirty.clear()
-        self._asked += 1
+        # Else a cancelled `keep` left its write under way: whoever closes must not end before it.
         # Encoded here, on the loop that changes it; only the fsync is for a thread.
         await asyncio.to_thread(self._write, self._wishes.encode(), self._asked)
 
@@ -291,3 +294,4 @@ class WishesFile:
                 write_atomic(self._path, content)
             except OSError as error:
                 log.error("pins and launches cannot be kept in %s: %s", self._path, error)
+            self._done = number
