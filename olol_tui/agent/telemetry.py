@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any, AsyncIterator, Callable
 
+from . import __version__
+
 _GAP_S = 0.05
 """Between frames: a burst of changes becomes one frame."""
 
@@ -56,6 +58,7 @@ class Telemetry:
         generation, engines = self._engines()
         frame: dict[str, Any] = {
             "seq": seq,
+            "version": __version__,
             "t_mono": time.monotonic(),
             "t_wall": time.time(),
             "generation": generation,

@@ -19,6 +19,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import msgspec
+
 from olol_tui.config import NodeConfig
 from olol_tui.errors import NodeError, OlolError
 from olol_tui.fleet import desired
@@ -289,6 +291,10 @@ class NodeSession:
         self._clock_map.observe(frame.t_mono, now_s)
         if self._facts.state != "ready":
             log.info("%s: connected", self._name)
+        hello = self._facts.hello
+        if hello is not None and frame.version not in ("", hello.version):
+            log.info("%s: its agent is version %s now", self._name, frame.version)
+            self._facts.hello = msgspec.structs.replace(hello, version=frame.version)
         self._facts.frame = frame
         self._facts.frame_at_s = self._facts.contact_s = now_s
         self._facts.state = "ready"

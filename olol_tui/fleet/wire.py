@@ -144,6 +144,8 @@ class Frame(msgspec.Struct, frozen=True):
     """One beat of telemetry."""
 
     seq: int = 0
+    version: str = ""
+    """Of the agent: it may become another one in the middle of a stream."""
     t_mono: float = 0.0
     t_wall: float | str = 0.0
     cpu_percent: float | None = None
