@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from olol_tui.cli import main
 from tests.contract.sshd_host import needs_sshd, sshd_host
 
+ROOT = Path(__file__).parents[2]
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -159,3 +163,37 @@ def test_a_node_from_the_shell(cli: Cli, tmp_path: Path) -> None:
         assert "1 node: 1 uninstalled" in cli("node", "uninstall", "h1")[1]
         assert cli("node", "remove", "h1")[0] == 0
         assert "● forgot" in cli("hosts", "forget", f"127.0.0.1:{target.port}")[1]
+
+
+@needs_sshd
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 1)])
+def test_a_new_host_key_is_asked_for_on_a_terminal(tmp_path: Path, answer: str, code: int) -> None:
+    with sshd_host(tmp_path / "h1") as host:
+        target = host.target
+        state = tmp_path / "state"
+        state.mkdir()
+        (state / "cluster.toml").write_text(
+            f'[nodes.h1]\nhost = "127.0.0.1"\nport = {target.port}\nuser = "{target.user}"\n'
+            f'identity = "{target.identities[0]}"\nsimulated = {{ gpus = 1 }}\n'
+        )
+        terminal, theirs = os.openpty()
+        command = [sys.executable, "-m", "olol_tui", "--state-dir", str(state)]
+        env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(
+            [*command, "node", "provision", "h1", "--dry-run"],
+            stdin=theirs,
+            stderr=theirs,
+            stdout=subprocess.PIPE,
+            env=env,
+        ) as process:
+            os.close(theirs)
+            said = b""
+            while b"[y/N]" not in said:
+                said += os.read(terminal, 4096)
+            assert b"ED25519 SHA256:" in said
+            assert b"[SHA256]" in said
+            os.write(terminal, answer.encode() + b"\n")
+            out, _ = process.communicate(timeout=60)
+            os.close(terminal)
+        assert process.returncode == code, out
+        assert (state / "known_hosts").exists() is (code == 0)

@@ -268,6 +268,18 @@ async def test_a_home_that_is_mounted_so(
         host.exec("umount /home", user="root")
 
 
+async def test_nothing_is_started_from_tmp(clean: Lab, tmp_path: Path) -> None:
+    """A socket does not mind noexec."""
+    host, what = clean.hosts["h1"], wishes(agent_file(tmp_path))
+    host.exec("mount -o remount,noexec /tmp", user="root")
+    try:
+        report = await provision(clean, "h1", what, tmp_path)
+        assert report.ok, report.failure
+        assert report.socket.startswith("/tmp/olol-1500/")
+    finally:
+        host.exec("mount -o remount,exec /tmp", user="root")
+
+
 async def test_a_place_in_tmp_taken_by_others_is_not_used(clean: Lab, tmp_path: Path) -> None:
     host, what = clean.hosts["h1"], wishes(agent_file(tmp_path))
     host.exec("mkdir -m 777 /tmp/olol-1500", user="root")
