@@ -24,6 +24,7 @@ from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.gate import OPERATOR, Gate, Refusal
 from olol_tui.gateway.inflate import inflate
 from olol_tui.gateway.keys import Key, KeyStore
+from olol_tui.gateway.lifecycle import Lifecycle
 from olol_tui.gateway.loader import Loader
 from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
@@ -332,7 +333,7 @@ class Gateway:
             return 503, BUSY, _RETRY_AFTER
         return None if key is None else self.gate.refusal(key)
 
-    def enqueue(self, exchange: Exchange) -> None:
+    def enqueue(self, exchange: Lifecycle) -> None:
         """Queue an exchange's ticket, also again for a retry."""
         self._carry_out(self.queue.submit(exchange.ticket, self._roster, self.now()))
         self.poke()
@@ -347,7 +348,7 @@ class Gateway:
                 exchange: Exchange = step.ticket.owner
                 exchange.refuse(503, f"{exchange.model}: {step.decision.text}", _RETRY_AFTER)
 
-    def release(self, exchange: Exchange) -> None:
+    def release(self, exchange: Lifecycle) -> None:
         """A slot is free: give it to the next in line."""
         ticket: Ticket = exchange.ticket
         seat = ticket.seat
@@ -358,7 +359,7 @@ class Gateway:
             self._fleet.touch(seat.engine, exchange.model, keep_alive)
         self._carry_out(self.queue.pump(ticket.ask.model, self._roster, self.now()))
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, exchange: Lifecycle) -> None:
         self._exchanges.pop(exchange.record.id, None)
         if self.draining and not self.ledger.live:
             self._idle.set()
@@ -370,7 +371,7 @@ class Gateway:
             return
         log.warning("engine failed", extra={"engine": seat.key, "reason": reason})
         others = self.has_other(ticket.ask.model, frozenset({seat.incarnation}))
-        ejected = self.queue.failed(seat.key, self.now(), others=others)
+        ejected = self.queue.ejection.failed(seat.key, self.now(), others=others)
         self.metrics.engine_failed(seat.key, ejected=ejected)
         self._fleet.kick(seat.engine)
 

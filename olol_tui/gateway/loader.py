@@ -121,13 +121,13 @@ class Loader:
         self._metrics.loaded(model, seat.engine, now - load.started_s, ok=status == 200)
         if status == 200:
             self._queue.speeds.loaded(seat.node, seat.size_bytes, now - load.started_s)
-            self._queue.succeeded(seat.key)
+            self._queue.ejection.succeeded(seat.key)
             self.resident[seat.engine, model] = now + RESIDENT_FOR_S
             self._fleet.kick(seat.engine)
             self._changed(model)
             return
         log.warning("load failed", extra={"model": model, "where": seat.where, "status": status})
-        self._queue.failed(seat.key, now, others=True)
+        self._queue.ejection.failed(seat.key, now, others=True)
         self._failed(model, status, errors.upstream_message(body))
 
     def observe(self, fleet: Fleet, now_s: float) -> None:

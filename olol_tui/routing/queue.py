@@ -11,14 +11,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from olol_tui.routing.ejection import Ejection
 from olol_tui.routing.policy import Ask, Decision, Occupancy, choose
 from olol_tui.routing.roster import Roster, Seat
 from olol_tui.routing.speeds import Speeds
-
-EJECT_AFTER = 3
-"""Consecutive failures of an engine before it is left alone for a while."""
-EJECT_BASE_S = 10.0
-EJECT_MAX_S = 120.0
 
 
 @dataclass(slots=True, eq=False)
@@ -72,19 +68,22 @@ class Queue:
 
     max_queued: int = 256
     speeds: Speeds = field(default_factory=Speeds)
+    ejection: Ejection = field(default_factory=Ejection)
     queued: int = 0
     _waiting: dict[str, deque[Ticket]] = field(default_factory=dict)
     _running: dict[tuple[str, str], int] = field(default_factory=dict)
     _by_engine: dict[str, int] = field(default_factory=dict)
     _loads: dict[tuple[str, str], float] = field(default_factory=dict)
     _last_used: dict[tuple[str, str], float] = field(default_factory=dict)
-    _failures: dict[str, int] = field(default_factory=dict)
-    _down_until: dict[str, float] = field(default_factory=dict)
     _busy: Occupancy = field(init=False)
 
     def __post_init__(self) -> None:
         self._busy = Occupancy(
-            self._running, self._by_engine, self._loads, self._last_used, self._down_until
+            self._running,
+            self._by_engine,
+            self._loads,
+            self._last_used,
+            self.ejection.down_until,
         )
 
     @property
@@ -201,27 +200,6 @@ class Queue:
     def loads(self) -> dict[tuple[str, str], float]:
         """(seat key, model) → when our load of it began."""
         return dict(self._loads)
-
-    def failed(self, engine: str, now_s: float, *, others: bool) -> bool:
-        """An engine broke off or refused a request.
-
-        Args:
-            others: another engine can serve the model; the last one is never ejected.
-
-        Returns:
-            Whether it is left alone for a while now.
-        """
-        count = self._failures[engine] = self._failures.get(engine, 0) + 1
-        if others and count >= EJECT_AFTER:
-            span_s = min(EJECT_BASE_S * (count - EJECT_AFTER + 1), EJECT_MAX_S)
-            self._down_until[engine] = now_s + span_s
-            return True
-        return False
-
-    def succeeded(self, engine: str) -> None:
-        if engine in self._failures:
-            del self._failures[engine]
-            self._down_until.pop(engine, None)
 
     def _decide(self, ticket: Ticket, roster: Roster, waiting: int, now_s: float) -> Decision:
         ask = ticket.ask

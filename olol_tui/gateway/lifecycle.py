@@ -1,0 +1,237 @@
+"""What is known of one inference request, and the ways it ends.
+
+Whatever ends it, three things happen once: its slot goes back to the queue, its record is
+closed, and its client has an answer or a broken connection.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from olol_tui.fleet.snapshot import RUNNERS
+from olol_tui.gateway import bodies, upstream
+from olol_tui.gateway.dialects import errors
+from olol_tui.gateway.dialects.translation import Translation
+from olol_tui.gateway.http import JSON, NDJSON, HttpConnection, Request
+from olol_tui.gateway.inspect import wants_why, why_header
+from olol_tui.gateway.routes import Inference
+from olol_tui.routing.policy import Ask
+from olol_tui.routing.queue import Ticket
+from olol_tui.routing.roster import Seat
+
+if TYPE_CHECKING:
+    from olol_tui.gateway.gateway import Gateway
+
+_BYTES_PER_TOKEN = 4
+"""Of an English prompt; only for the estimate of a prefill."""
+
+
+class Lifecycle:
+    """The state that an exchange works on, from `open` in the ledger to `close`."""
+
+    __slots__ = (
+        "_body",
+        "_call",
+        "_content_type",
+        "_ended",
+        "_gaps",
+        "_gateway",
+        "_parts",
+        "_request",
+        "_status",
+        "_streaming",
+        "_tail",
+        "_touched_s",
+        "_translation",
+        "_tries",
+        "connection",
+        "fields",
+        "key",
+        "model",
+        "record",
+        "route",
+        "ticket",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        connection: HttpConnection,
+        request: Request,
+        route: Inference,
+        fields: bodies.RouteBody,
+        model: str,
+    ) -> None:
+        self._gateway = gateway
+        self.connection: HttpConnection | None = connection
+        self._request = request
+        self._body = request.body
+        self.route = route
+        self.fields = fields
+        self.model = model
+        self.key = key = request.key
+        stream = route.stream_default if fields.stream is None else fields.stream
+        # Before the record is opened: this may refuse the body.
+        ask = Ask(model, len(self._body) // _BYTES_PER_TOKEN, fields.num_ctx)
+        self.record = gateway.ledger.open(
+            model,
+            route.dialect,
+            route.path,
+            connection.peer if key is None else key.name,
+            stream and route.task != "embed",
+            "" if key is None else key.id,
+        )
+        self.ticket = Ticket(ask, self, self.record.arrived_s)
+        self._call: upstream.Call | None = None
+        self._translation: Translation | None = None
+        self._status = 0
+        self._content_type = b""
+        self._streaming = False
+        self._gaps: list[int] = []
+        self._parts: list[bytes] = []
+        self._tail = b""
+        self._tries = 0
+        self._ended = False
+        self._touched_s = self.record.arrived_s
+
+    @property
+    def connection_started(self) -> bool:
+        return self.connection is not None and self.connection.started
+
+    @property
+    def is_load(self) -> bool:
+        """No prompt, messages or input: the client only wants the model loaded."""
+        fields, route = self.fields, self.route
+        if route.dialect != "ollama":
+            return False
+        if route.path == "/api/embed":
+            return not fields.has_input
+        return not (fields.has_messages if route.task == "chat" else fields.has_prompt)
+
+    def _payload(self, seat: Seat) -> bytes:
+        path, body = self.route.path, self._body
+        self._translation = None
+        if seat.kind in RUNNERS and self.route.dialect == "ollama":
+            self._translation = self._gateway.translate(self.route.path, body, self.model, seat)
+            waited_s = self._gateway.now() - self.record.arrived_s
+            self._translation.started_at(time.monotonic_ns() - int(waited_s * 1e9))
+            if (began_s := self.ticket.load_began_s) is not None:
+                self._translation.load_ns = int((self._gateway.now() - began_s) * 1e9)
+            path, body = self._translation.path, self._translation.body
+        kind = "application/json"
+        if self.route.reader is not None:
+            # A form's boundary is in its type.
+            kind = self._request.headers.get(b"content-type", b"").decode("latin-1") or kind
+        head = upstream.head("POST", seat.address, path, len(body), kind)
+        return head + body
+
+    def _answer(self, body: bytes) -> None:
+        connection = self.connection
+        if connection is not None:
+            content_type = NDJSON if self.record.stream else JSON
+            connection.reply(200, body, content_type, self._marks())
+        self._finish(False, b"")
+
+    def cancel(self, reason: str) -> None:
+        """Stop the work: in the queue, or in the engine by closing its connection."""
+        if self._ended:
+            return
+        if self.ticket.seat is None:
+            self._gateway.queue.withdraw(self.ticket)
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+        self._give_back()
+        self._end_record("cancelled", 499, reason)
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return
+        if connection.started:
+            connection.break_off(self._frame(reason))
+        else:
+            body = errors.error_body(self.route.dialect, 499, reason)
+            connection.reply(499, body)
+
+    def refuse(self, status: int, message: str, extra: bytes = b"") -> None:
+        """The request cannot be served; nothing was sent yet."""
+        self._end_record("failed", status, message)
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.reply(
+                status, errors.error_body(self.route.dialect, status, message), JSON, extra
+            )
+
+    def _finish(self, failed: bool, last: bytes, status: int = 200) -> None:
+        gateway = self._gateway
+        seat = self.ticket.seat
+        if seat is not None and status < 500:
+            gateway.queue.ejection.succeeded(seat.key)
+        self._give_back()
+        self.connection = None
+        text = self._failure(last) if failed else ""
+        self._end_record("failed" if failed else "done", status, text)
+
+    def _give_back(self) -> None:
+        ticket = self.ticket
+        if ticket.seat is not None:
+            self._gateway.release(self)
+
+    def _end_record(self, state: Any, status: int, error: str) -> None:
+        self._ended = True
+        self._gateway.ledger.close(self.record, state, status, error)
+        self._gateway.ended(self)
+
+    def _failure(self, last: bytes) -> str:
+        """The engine's sentence in the last piece of a failed reply."""
+        return errors.upstream_message(last.removeprefix(b"data:"))
+
+    def _learn_stream(self, last: bytes) -> None:
+        """Counts and speeds of a stream that ended, by its last line."""
+        if self.route.dialect == "ollama":
+            self._learn(last)
+
+    def _learn(self, line: bytes) -> None:
+        """Counts and speeds from the reply's own fields."""
+        parsed = bodies.timings(line)
+        record, seat = self.record, self.ticket.seat
+        if parsed is None or seat is None:
+            return
+        prefill = decode = None
+        if parsed.usage is not None:
+            record.prompt_tokens = parsed.usage.prompt
+            record.tokens = parsed.usage.reply or record.tokens
+        if parsed.prompt_eval_count is not None:
+            record.prompt_tokens = parsed.prompt_eval_count
+            if parsed.prompt_eval_duration:
+                prefill = parsed.prompt_eval_count / parsed.prompt_eval_duration * 1e9
+        if parsed.eval_count is not None:
+            record.tokens = parsed.eval_count
+            if parsed.eval_duration:
+                decode = record.decode_tps = parsed.eval_count / parsed.eval_duration * 1e9
+        self._served(prefill, decode)
+
+    def _served(self, prefill: float | None, decode: float | None) -> None:
+        """The queue learns how long a request of this model takes here."""
+        record, seat = self.record, self.ticket.seat
+        if record.sent_s is not None and seat is not None:
+            self._gateway.queue.speeds.served(
+                seat.key,
+                self.ticket.ask.model,
+                service_s=self._gateway.now() - record.sent_s,
+                prefill_tps=prefill,
+                decode_tps=decode,
+            )
+
+    def _seat_is_runner(self) -> bool:
+        return self.ticket.seat is not None and self.ticket.seat.kind in RUNNERS
+
+    def _marks(self) -> bytes:
+        record = self.record
+        marks = f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
+        if b"x-olol-why" in self._request.headers and wants_why(self._request):
+            marks += why_header(record.why)
+        return marks
+
+    def _frame(self, message: str) -> bytes:
+        return errors.error_frame(self.route.dialect, 500, message)
