@@ -16,7 +16,10 @@ from olol_tui.routing.speeds import Speeds
 
 _FAILED_BEFORE = "it failed this request before"
 LOAD_TIE = 1.3
-"""Load times within this factor count as equal: they are estimates."""
+"""Times of loads and prefills within this factor count as equal: they are estimates."""
+PREFILL_TIE_S = 0.05
+"""Prefills this close are equal too: a short prompt's measured speed is mostly noise, and a
+rounding edge between 14 and 16 ms once kept an engine idle beside full ones."""
 NOBODY = "no engine can take it now"
 LOAD_MARGIN = 1.2
 """A further replica must beat waiting by this factor: loads are estimates and evict others."""
@@ -139,10 +142,12 @@ def choose(
             cold.append(seat)
 
     if free:
+        least_s = min(c.prefill_s for c in free)
+        limit_s = max(LOAD_TIE * least_s, least_s + PREFILL_TIE_S)
         best = min(
             free,
             key=lambda c: (
-                round(c.prefill_s, 2),
+                c.prefill_s if c.prefill_s > limit_s else 0.0,
                 busy.by_engine.get(c.seat.key, 0),
                 busy.last_used.get((c.seat.key, model), 0.0),
             ),

@@ -52,6 +52,16 @@ def test_a_slow_engine_gets_what_the_fast_one_cannot_take() -> None:
     assert seats == ["fast", "fast", "slow"]
 
 
+def test_noise_in_what_was_measured_keeps_no_engine_idle() -> None:
+    """14 and 16 ms of expected prefill are the same; rounded to 10 and 20 they were not."""
+    queue, r = Queue(), roster(*(node(name, slots=8) for name in "abcd"))
+    for name, prefill_s in zip("abcd", (0.0149, 0.0151, 0.012, 0.03), strict=True):
+        engine = f"{name}/simulated-gpu0"
+        queue.speeds.served(engine, MODEL, service_s=1.0, prefill_tps=100 / prefill_s)
+    seats = [queue.submit(ticket(), r, 0.0)[0].seat.node for _ in range(16)]  # type: ignore[union-attr]
+    assert sorted(seats) == sorted("abcd" * 4)
+
+
 def test_an_engine_without_samples_is_taken_for_as_fast_as_the_others() -> None:
     """A pessimistic prior once kept new replicas idle for ever."""
     queue, r = Queue(), roster(node("a"), node("b"))
