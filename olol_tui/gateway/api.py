@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -174,7 +174,7 @@ class Api:
                     self._fleet.touch(engine.id, engine.model, 0.0)
                 else:
                     device = engine.devices[0] if engine.devices else ""
-                    self._spawn(self._submit(Unload(model, node.name, device)))
+                    self.spawn(self._submit(Unload(model, node.name, device)))
 
     async def _submit(self, command: Unload) -> None:
         try:
@@ -194,7 +194,7 @@ class Api:
         """Answer a route of the control socket; False when it is not one."""
         match request.method, request.path:
             case b"POST", "/olol/v1/commands":
-                self._spawn(self._command(connection, request))
+                self.spawn(self._command(connection, request))
             case b"GET", "/olol/v1/logs":
                 LogStream(self, connection, self._logs(request))
             case _:
@@ -219,14 +219,12 @@ class Api:
         lines = min(int(tail), _MAX_TAIL) if tail.isdigit() else 200
         return self._fleet.logs(request.param("node"), request.param("engine"), tail=lines)
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task of ours: it ends with the gateway at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
-        return self._spawn(work)
 
 
 def _read(handler: Handle) -> dict[bytes, Handle]:

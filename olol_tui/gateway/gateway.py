@@ -7,46 +7,41 @@ import contextlib
 import logging
 import socket
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 
-import msgspec
-
 from olol_tui.config import GatewayConfig
-from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, ModelLoad, Request
-from olol_tui.gateway import bodies, http, tls, upstream
+from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, Request
+from olol_tui.gateway import http, tls, upstream, view
 from olol_tui.gateway.access import Access
+from olol_tui.gateway.admission import RETRY_AFTER, Admission
 from olol_tui.gateway.api import Api
 from olol_tui.gateway.archive import Archive, Refused
-from olol_tui.gateway.dialects import errors, fields, keepalive, llama
+from olol_tui.gateway.control import ControlApp
+from olol_tui.gateway.dialects import errors, fields, llama
 from olol_tui.gateway.dialects.translation import Translation
-from olol_tui.gateway.events import EventExchange
 from olol_tui.gateway.exchange import Exchange
-from olol_tui.gateway.gate import OPERATOR, Gate, Refusal
-from olol_tui.gateway.inflate import inflate
-from olol_tui.gateway.keys import Key, KeyStore
+from olol_tui.gateway.gate import Gate, Refusal
+from olol_tui.gateway.keys import KeyStore
 from olol_tui.gateway.lifecycle import Lifecycle
 from olol_tui.gateway.loader import Loader
 from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.records import Ledger, Record
-from olol_tui.gateway.routes import BLOBS, INFERENCE, Inference, dialect_of
+from olol_tui.gateway.routes import BLOBS, INFERENCE, dialect_of
 from olol_tui.gateway.times import rfc3339
 from olol_tui.gateway.tls import TlsFiles
-from olol_tui.models.names import canonical, is_cloud
 from olol_tui.routing.policy import NOBODY
 from olol_tui.routing.queue import Dispatch, Load, Queue, Step, Ticket
 from olol_tui.routing.roster import Roster, Seat
 
 log = logging.getLogger("olol.gateway")
 
-BUSY = "server busy, please try again.  maximum pending requests exceeded"
-"""Ollama's own sentence, two spaces included: clients match on it."""
 STUCK_S = 30.0
 """How long a request waits while no engine could take it at all."""
 FIRST_BYTE_S = 300.0
 IDLE_S = 60.0
 _POKE_S = 0.25
-_RETRY_AFTER = b"Retry-After: 1\r\n"
 
 
 class Gateway:
@@ -91,6 +86,7 @@ class Gateway:
         self._poke_timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._access = Access(config.host)
+        self._admission = Admission(self)
         self.api = Api(self, fleet)
         self.address = ""
         self.draining = False
@@ -187,7 +183,7 @@ class Gateway:
             and now_s - ticket.enqueued_s > STUCK_S
             and self.queue.withdraw(ticket)
         ):
-            exchange.refuse(503, f"{exchange.model}: {decision.text}", _RETRY_AFTER)
+            exchange.refuse(503, f"{exchange.model}: {decision.text}", RETRY_AFTER)
 
     # -- http.App
 
@@ -242,7 +238,7 @@ class Gateway:
         if route is None:
             self.api.handle(connection, request)
         elif request.method == b"POST":
-            self._infer(connection, request, route)
+            self._admission.infer(connection, request, route)
         elif request.method == b"OPTIONS":
             self.api.handle(connection, request)
         else:
@@ -266,72 +262,10 @@ class Gateway:
 
     # -- inference
 
-    def _infer(
-        self, connection: http.HttpConnection, request: http.Request, route: Inference
-    ) -> None:
-        try:
-            if route.reader is None:
-                found = bodies.read(request.body)
-            elif b"content-encoding" in request.headers:
-                connection.handler = self.api.work(self._inflate(connection, request, route))
-                return
-            else:
-                found = route.reader(request)
-            keep_alive = found.keep_alive and keepalive.parse(msgspec.json.decode(found.keep_alive))
-            model = canonical(found.model)
-            unload = keep_alive == 0 and bool(found.keep_alive)
-            refusal = self._refusal(route, found.model, model, request.key)
-            if refusal is not None:
-                self.error(connection, request, *refusal)
-                return
-            if route.check is not None:
-                route.check(route.path, request.body)
-            kind = EventExchange if route.events else Exchange
-            exchange = kind(self, connection, request, route, found, model)
-            if exchange.record.key_id and request.key is not None:
-                self.gate.began(request.key)
-        except bodies.BadBody as bad:
-            self.error(connection, request, 400, bad.message)
-            return
-        except errors.BadRequest as bad:
-            self.error(connection, request, bad.status, bad.message)
-            return
-        if exchange.is_load and unload:
-            self._unload(exchange)
-            return
-        connection.handler = exchange
+    def admit(self, exchange: Exchange) -> None:
+        """A new exchange: know it, and queue it."""
         self._exchanges[exchange.record.id] = exchange
         self.enqueue(exchange)
-
-    async def _inflate(
-        self, connection: http.HttpConnection, request: http.Request, route: Inference
-    ) -> None:
-        """Go on with a compressed body once it is read."""
-        encoding = request.headers.pop(b"content-encoding")
-        try:
-            request.body = await inflate(encoding, request.body, self.limits.body_bytes)
-        except errors.BadRequest as bad:
-            self.error(connection, request, bad.status, bad.message)
-            return
-        if connection.active is request:
-            self._infer(connection, request, route)
-
-    def _refusal(
-        self, route: Inference, name: str, model: str, key: Key | None
-    ) -> tuple[int, str, bytes] | tuple[int, str] | None:
-        if key is not None and not key.may_use(model):
-            return 403, f"the API key {key.name} may not use the model {name}"
-        if is_cloud(name):
-            return 403, f"cloud models are disabled: {name!r} would leave this cluster"
-        if not self._roster.models(model):
-            if route.task == "embed":
-                return 404, f'model "{name}" not found, try pulling it first'
-            return 404, errors.model_not_found(name)
-        if self.draining:
-            return 503, "the gateway is shutting down", _RETRY_AFTER
-        if self.queue.full:
-            return 503, BUSY, _RETRY_AFTER
-        return None if key is None else self.gate.refusal(key)
 
     def enqueue(self, exchange: Lifecycle) -> None:
         """Queue an exchange's ticket, also again for a retry."""
@@ -346,7 +280,7 @@ class Gateway:
                 self.loader.start(step, self._roster)
             else:
                 exchange: Exchange = step.ticket.owner
-                exchange.refuse(503, f"{exchange.model}: {step.decision.text}", _RETRY_AFTER)
+                exchange.refuse(503, f"{exchange.model}: {step.decision.text}", RETRY_AFTER)
 
     def release(self, exchange: Lifecycle) -> None:
         """A slot is free: give it to the next in line."""
@@ -354,9 +288,7 @@ class Gateway:
         seat = ticket.seat
         self.queue.release(ticket, self.now())
         if seat is not None and seat.engine:
-            raw = exchange.fields.keep_alive
-            keep_alive = keepalive.parse(msgspec.json.decode(raw)) if raw else None
-            self._fleet.touch(seat.engine, exchange.model, keep_alive)
+            self._fleet.touch(seat.engine, exchange.model, exchange.keep_alive_s)
         self._carry_out(self.queue.pump(ticket.ask.model, self._roster, self.now()))
 
     def ended(self, exchange: Lifecycle) -> None:
@@ -393,19 +325,6 @@ class Gateway:
         return llama.translate(
             path, fields.decode_body(body, path), model, created=rfc3339, clock_ns=time.monotonic_ns
         )
-
-    def _unload(self, exchange: Exchange) -> None:
-        """`keep_alive: 0` without a prompt: drop the model everywhere it is resident."""
-        if (key := exchange.key) is not None and not key.may("admin"):
-            message = f"the API key {key.name} lacks the scope 'admin' to unload a model of others"
-            exchange.refuse(403, message)
-            return
-        self.api.unload(exchange.model)
-        body = llama.load_reply(exchange.route.path, exchange.fields.model, "unload", rfc3339())
-        if exchange.connection is not None:
-            content_type = http.NDJSON if exchange.record.stream else http.JSON
-            exchange.connection.reply(200, body, content_type)
-        self.ledger.close(exchange.record, "done", 200)
 
     # -- what changes around us
 
@@ -469,74 +388,11 @@ class Gateway:
     def unrecorded(self) -> int:
         return 0 if self._archive is None else self._archive.unrecorded
 
+    @property
+    def exchanges(self) -> Collection[Exchange]:
+        """Every request that is queued or runs."""
+        return self._exchanges.values()
+
     def view(self) -> tuple[tuple[Request, ...], GatewayState]:
         """Requests and totals for the snapshot."""
-        ledger, queue = self.ledger, self.queue
-        for exchange in self._exchanges.values():
-            if exchange.ticket.seat is None:
-                exchange.record.why = queue.reason_to_wait(exchange.model)
-        resident: dict[str, int] = {}
-        pinned: set[str] = set()
-        for node in self._roster.fleet.nodes:
-            for engine in node.engines:
-                for loaded in engine.loaded:
-                    name = canonical(loaded.name)
-                    resident[name] = resident.get(name, 0) + 1
-                    if loaded.pinned:
-                        pinned.add(name)
-        names = dict.fromkeys([*resident, *queue.waiting_models(), *ledger.models()])
-        loads: list[ModelLoad] = []
-        total_rate = 0.0
-        for name in names:
-            requests_s, tokens_s = ledger.rates(name)
-            total_rate += tokens_s
-            p50, p95 = ledger.ttft(name)
-            loads.append(
-                ModelLoad(
-                    model=name,
-                    queued=queue.queued_of(name),
-                    running=queue.running_of(name),
-                    replicas=resident.get(name, 0),
-                    requests_per_s=requests_s,
-                    tokens_per_s=tokens_s,
-                    ttft_p50_s=p50,
-                    ttft_p95_s=p95,
-                    pinned=name in pinned,
-                    loading=queue.loading(name),
-                )
-            )
-        state = GatewayState(
-            address=self.address,
-            queued=queue.queued,
-            running=queue.running,
-            tokens_per_s=total_rate,
-            requests_total=ledger.total,
-            errors_total=ledger.errors,
-            ttft_p95_s=ledger.ttft()[1],
-            models=tuple(loads),
-            draining=self.draining,
-        )
-        return ledger.views(), state
-
-
-class ControlApp:
-    """The gateway as the control socket shows it: every route, and the changing ones too."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self.limits = gateway.limits
-        self.streamed = gateway.streamed
-        self.opened = gateway.opened
-        self.closed = gateway.closed
-        self.refuse = gateway.refuse
-
-    def refusal(
-        self, connection: http.HttpConnection, request: http.Request
-    ) -> tuple[int, str, bytes] | None:
-        """Nobody is kept out: whoever opens this socket owns the state directory."""
-        request.key = OPERATOR
-        return None
-
-    def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
-        if not self._gateway.api.control(connection, request):
-            self._gateway.handle(connection, request)
+        return view.view(self)

@@ -47,6 +47,7 @@ class Lifecycle:
         "_tries",
         "connection",
         "fields",
+        "keep_alive_s",
         "key",
         "model",
         "record",
@@ -62,6 +63,7 @@ class Lifecycle:
         route: Inference,
         fields: bodies.RouteBody,
         model: str,
+        keep_alive_s: float | None,
     ) -> None:
         self._gateway = gateway
         self.connection: HttpConnection | None = connection
@@ -70,6 +72,8 @@ class Lifecycle:
         self.route = route
         self.fields = fields
         self.model = model
+        self.keep_alive_s = keep_alive_s
+        """As dialects.keepalive.parse gives it."""
         self.key = key = request.key
         stream = route.stream_default if fields.stream is None else fields.stream
         # Before the record is opened: this may refuse the body.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from olol_tui import __version__
@@ -25,7 +24,7 @@ class Scrape:
         self._exposition: Exposition | None = None
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
-        _Reply(self._gateway, connection, self._answer(connection, request))
+        connection.handler = self._gateway.api.work(self._answer(connection, request))
 
     async def _answer(self, connection: http.HttpConnection, request: http.Request) -> None:
         accept = request.headers.get(b"accept", b"").decode("latin-1")
@@ -57,22 +56,3 @@ class Scrape:
         if self._exposition is None:
             self._exposition = Exposition(__version__)
         return self._exposition.render(instant, accept)
-
-
-class _Reply:
-    """Ends the work when the scraper leaves."""
-
-    def __init__(
-        self, gateway: Gateway, connection: http.HttpConnection, work: Awaitable[None]
-    ) -> None:
-        connection.handler = self
-        self._task = gateway.api.spawn(work)
-
-    def client_gone(self) -> None:
-        self._task.cancel()
-
-    def client_paused(self) -> None:
-        pass
-
-    def client_resumed(self) -> None:
-        pass

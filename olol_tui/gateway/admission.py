@@ -1,0 +1,115 @@
+"""From a parsed inference request to a ticket in the queue, or to the reason why not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from olol_tui.gateway import bodies, http
+from olol_tui.gateway.dialects import errors, keepalive, llama
+from olol_tui.gateway.events import EventExchange
+from olol_tui.gateway.exchange import Exchange
+from olol_tui.gateway.inflate import inflate
+from olol_tui.gateway.keys import Key
+from olol_tui.gateway.routes import Inference
+from olol_tui.gateway.times import rfc3339
+from olol_tui.models.names import canonical, is_cloud
+
+if TYPE_CHECKING:
+    from olol_tui.gateway.gateway import Gateway
+
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+"""Ollama's own sentence, two spaces included: clients match on it."""
+RETRY_AFTER = b"Retry-After: 1\r\n"
+
+
+class Admission:
+    """The inference routes of one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def infer(
+        self, connection: http.HttpConnection, request: http.Request, route: Inference
+    ) -> None:
+        """Queue a request for an engine, or answer why it is not."""
+        gateway = self._gateway
+        try:
+            if route.reader is None:
+                found = bodies.read(request.body)
+            elif b"content-encoding" in request.headers:
+                work = self._inflate(connection, request, route)
+                connection.handler = gateway.api.work(work)
+                return
+            else:
+                found = route.reader(request)
+            raw = found.keep_alive
+            keep_alive_s = keepalive.parse(msgspec.json.decode(raw)) if raw else None
+            model = canonical(found.model)
+            refusal = self._refusal(route, found.model, model, request.key)
+            if refusal is not None:
+                gateway.error(connection, request, *refusal)
+                return
+            if route.check is not None:
+                route.check(route.path, request.body)
+            kind = EventExchange if route.events else Exchange
+            exchange = kind(gateway, connection, request, route, found, model, keep_alive_s)
+            if exchange.record.key_id and request.key is not None:
+                gateway.gate.began(request.key)
+        except bodies.BadBody as bad:
+            gateway.error(connection, request, 400, bad.message)
+            return
+        except errors.BadRequest as bad:
+            gateway.error(connection, request, bad.status, bad.message)
+            return
+        if exchange.is_load and keep_alive_s == 0:
+            self._unload(exchange)
+            return
+        connection.handler = exchange
+        gateway.admit(exchange)
+
+    async def _inflate(
+        self, connection: http.HttpConnection, request: http.Request, route: Inference
+    ) -> None:
+        """Go on with a compressed body once it is read."""
+        gateway = self._gateway
+        encoding = request.headers.pop(b"content-encoding")
+        try:
+            request.body = await inflate(encoding, request.body, gateway.limits.body_bytes)
+        except errors.BadRequest as bad:
+            gateway.error(connection, request, bad.status, bad.message)
+            return
+        if connection.active is request:
+            self.infer(connection, request, route)
+
+    def _refusal(
+        self, route: Inference, name: str, model: str, key: Key | None
+    ) -> tuple[int, str, bytes] | tuple[int, str] | None:
+        gateway = self._gateway
+        if key is not None and not key.may_use(model):
+            return 403, f"the API key {key.name} may not use the model {name}"
+        if is_cloud(name):
+            return 403, f"cloud models are disabled: {name!r} would leave this cluster"
+        if not gateway.roster.models(model):
+            if route.task == "embed":
+                return 404, f'model "{name}" not found, try pulling it first'
+            return 404, errors.model_not_found(name)
+        if gateway.draining:
+            return 503, "the gateway is shutting down", RETRY_AFTER
+        if gateway.queue.full:
+            return 503, BUSY, RETRY_AFTER
+        return None if key is None else gateway.gate.refusal(key)
+
+    def _unload(self, exchange: Exchange) -> None:
+        """`keep_alive: 0` without a prompt: drop the model everywhere it is resident."""
+        if (key := exchange.key) is not None and not key.may("admin"):
+            message = f"the API key {key.name} lacks the scope 'admin' to unload a model of others"
+            exchange.refuse(403, message)
+            return
+        self._gateway.api.unload(exchange.model)
+        body = llama.load_reply(exchange.route.path, exchange.fields.model, "unload", rfc3339())
+        if exchange.connection is not None:
+            content_type = http.NDJSON if exchange.record.stream else http.JSON
+            exchange.connection.reply(200, body, content_type)
+        self._gateway.ledger.close(exchange.record, "done", 200)
