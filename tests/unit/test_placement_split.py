@@ -1,0 +1,91 @@
+"""Plans of splits: where layers go, in llama.cpp's order, and why not."""
+
+from __future__ import annotations
+
+from olol_tui.models.shape import Shape
+from olol_tui.placement.split import Link, Refusal, SplitDevice, SplitPlan, plan
+
+GIB = 2**30
+OVERHEAD = 450 * 2**20
+
+
+def shape(layers: int = 30, layer_bytes: int = GIB, output_bytes: int = GIB // 2) -> Shape:
+    return Shape(
+        architecture="llama",
+        file_bytes=layers * layer_bytes + output_bytes,
+        layers=(layer_bytes,) * layers,
+        embedding_bytes=GIB // 2,
+        output_bytes=output_bytes,
+        vocabulary=32000,
+        embedding_length=4096,
+        feed_forward=14336,
+        key_elements=(1024,) * layers,
+        value_elements=(1024,) * layers,
+        windows=(0,) * layers,
+        recurrent_bytes=(0,) * layers,
+    )
+
+
+def gpu(node: str, index: int, free_gib: float, *, blob: bool = False) -> SplitDevice:
+    return SplitDevice(
+        node=node,
+        uuid=f"{node}-{index}",
+        label=f"gpu{index}",
+        free_bytes=int(free_gib * GIB),
+        has_blob=blob,
+    )
+
+
+def planned(found: SplitPlan | Refusal) -> SplitPlan:
+    assert isinstance(found, SplitPlan), found
+    return found
+
+
+def test_one_gpu_that_holds_all_is_enough() -> None:
+    devices = [gpu("a", 0, 48, blob=True), gpu("a", 1, 48, blob=True), gpu("b", 0, 80)]
+    found = planned(plan(shape(), devices, ctx=4096))
+    assert found.level == "gpu"
+    assert found.tensor_split == (31,)
+    assert found.head.device.where == "a/gpu0"
+    assert found.tokens_factor == 1.0
+
+
+def test_gpus_of_one_node_come_before_other_nodes() -> None:
+    devices = [gpu("a", n, 12, blob=True) for n in range(4)] + [gpu("b", n, 30) for n in range(2)]
+    found = planned(plan(shape(), devices, ctx=4096))
+    assert found.level == "node"
+    assert {share.device.node for share in found.shares} == {"a"}
+    assert sum(found.tensor_split) == 31
+    assert found.workers == ()
+
+
+def test_the_output_lies_on_the_heads_own_gpu_and_workers_come_first() -> None:
+    devices = [gpu("a", 0, 20, blob=True), gpu("b", 0, 20)]
+    found = planned(plan(shape(), devices, ctx=4096, links={("a", "b"): Link(0.0005)}))
+    assert [share.device.node for share in found.shares] == ["b", "a"]
+    assert found.head.has_output and found.head.is_local
+    assert [share.device.node for share in found.workers] == ["b"]
+    assert sum(found.tensor_split) == 31
+    assert 0.85 < found.tokens_factor < 0.95
+    assert all(share.left_bytes >= 0 for share in found.shares)
+    assert any("0.5 ms a round trip" in reason for reason in found.reasons)
+
+
+def test_the_nearer_of_equal_nodes_is_taken() -> None:
+    devices = [gpu("a", 0, 20, blob=True), gpu("b", 0, 20), gpu("c", 0, 20)]
+    links = {("a", "b"): Link(0.02), ("a", "c"): Link(0.0002)}
+    found = planned(plan(shape(), devices, ctx=4096, links=links))
+    assert [share.device.node for share in found.shares] == ["c", "a"]
+
+
+def test_a_refusal_has_numbers() -> None:
+    found = plan(shape(), [gpu("a", 0, 8, blob=True), gpu("b", 0, 8)], ctx=4096)
+    assert isinstance(found, Refusal)
+    assert found.missing_bytes > 14 * GIB
+    assert "30.9 GiB" in found.message
+
+
+def test_nobody_with_the_file_is_said() -> None:
+    found = plan(shape(), [gpu("a", 0, 80)], ctx=4096)
+    assert isinstance(found, Refusal)
+    assert "holds the model's file" in found.message
