@@ -305,7 +305,8 @@ def _config(args: argparse.Namespace, paths: Paths) -> ClusterConfig:
     changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
     if args.insecure_no_keys:
         changed["insecure_no_keys"] = True
-    return config.model_copy(update={"gateway": config.gateway.model_copy(update=changed)})
+    gateway = config.gateway.model_copy(update=changed)
+    return config.model_copy(update={"gateway": gateway, "given": changed})
 
 
 def _options(args: argparse.Namespace, paths: Paths) -> ConsoleOptions:

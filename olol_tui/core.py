@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from olol_tui.config import ClusterConfig, GatewayConfig
+from olol_tui.config import ClusterConfig, FieldProblem, GatewayConfig
 from olol_tui.demo import DemoOptions, Traffic
 from olol_tui.errors import ConfigError, PortTaken
 from olol_tui.fleet.commands import Accepted, AnyCommand
@@ -68,11 +68,12 @@ class Core:
         self._stack = AsyncExitStack()
         self.stop_engines = stop_engines
         self._traffic: Traffic | None = None
+        self._keys: KeyStore
         self._controller: Controller
         self._gateway: Gateway
 
     async def __aenter__(self) -> Core:
-        keys = KeyStore(self._paths.state_dir / KEYS_FILE)
+        keys = self._keys = KeyStore(self._paths.state_dir / KEYS_FILE)
         keys.load()
         _check_exposure(self._config.gateway, keys)
         async with AsyncExitStack() as stack:
@@ -91,6 +92,7 @@ class Core:
                 archive=archive,
             )
             stack.push_async_callback(self._gateway.close)
+            self._controller.file.attach(self._prepare)
             try:
                 await self._gateway.start()
             except OSError as error:
@@ -144,6 +146,19 @@ class Core:
     def link(self) -> Link:
         return self
 
+    def reload(self) -> None:
+        """Read `cluster.toml` again, now; what came of it shows in the fleet's alerts."""
+        self._controller.file.reread()
+
+    def _prepare(self, gateway: GatewayConfig) -> Callable[[], tuple[str, ...]]:
+        """See `fleet.cluster_file.Prepare`."""
+        if _is_exposed(gateway.model_copy(update={"host": self._config.gateway.host}), self._keys):
+            raise FieldProblem(
+                ("gateway", "insecure_no_keys"),
+                "without it the gateway would be open to the network: it asks for no key",
+            )
+        return self._gateway.settings.prepare(gateway, self._gateway)
+
     async def drain(self, timeout_s: float = 30.0) -> None:
         """Take no new requests; return when the live ones ended or the time is up."""
         if self._traffic is not None:
@@ -179,13 +194,17 @@ def _archive(gateway: GatewayConfig, paths: Paths) -> Archive:
 def _check_exposure(gateway: GatewayConfig, keys: KeyStore) -> None:
     """Without keys, whoever can reach the gateway can use every model: that must be somebody's
     decision."""
-    if not (is_loopback(gateway.host) or keys.required or gateway.insecure_no_keys):
+    if _is_exposed(gateway, keys):
         raise ConfigError(
             f"{gateway.host} can be reached from other machines, and the gateway asks for no key",
             hint="Make a key: olol-tui keys create NAME. Or accept it with --insecure-no-keys "
             "(insecure_no_keys = true under [gateway]).",
             title="The gateway would be open to the network",
         )
+
+
+def _is_exposed(gateway: GatewayConfig, keys: KeyStore) -> bool:
+    return not (is_loopback(gateway.host) or keys.required or gateway.insecure_no_keys)
 
 
 def _is_known(node: Node) -> bool:

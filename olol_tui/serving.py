@@ -59,6 +59,7 @@ async def serve(config: ClusterConfig, paths: Paths, demo: DemoOptions | None = 
     """The core alone, until SIGTERM or SIGINT; a second signal does not wait for requests."""
     with logging_to(None), _only_core(paths), _stop_signals() as stop:
         async with _core(config, paths, demo) as core:
+            _reload_on_hangup(core, stop)
             await _first_facts(core, stop)
             print(f"ready {core.address}", flush=True)
             log.info("ready", extra={"address": core.address, "pid": os.getpid()})
@@ -75,6 +76,7 @@ async def embed(
     """Core and console together; the core outlives a console that fails or is told to go."""
     with logging_to(paths.log_file), _only_core(paths), _stop_signals(on_hangup=False) as stop:
         async with _core(config, paths, demo) as core:
+            _reload_on_hangup(core, None)
             ended = await _console(core.link, options, stop)
             if ended == "quit":
                 # The console's words for it are «Stop everything».
@@ -130,6 +132,31 @@ async def _first_facts(core: Core, stop: asyncio.Event) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _reload_on_hangup(core: Core, stop: asyncio.Event | None) -> None:
+    """SIGHUP reads the configuration again, as servers do.
+
+    Args:
+        stop: set instead when the signal says that our terminal is gone.
+    """
+    had_terminal = _has_terminal()
+
+    def on_hangup() -> None:
+        if stop is not None and had_terminal and not _has_terminal():
+            stop.set()
+        else:
+            core.reload()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def stop(paths: Paths, out: TextIO) -> int:

@@ -1,6 +1,6 @@
 """`cluster.toml`: what the operator wants, validated before anything acts on it."""
 
-from olol_tui.config.load import load, parse
+from olol_tui.config.load import FieldProblem, at_field, load, parse
 from olol_tui.config.schema import (
     ClusterConfig,
     EndpointConfig,
@@ -15,10 +15,12 @@ __all__ = [
     "ClusterConfig",
     "EndpointConfig",
     "EnginesConfig",
+    "FieldProblem",
     "GatewayConfig",
     "ModelConfig",
     "NodeConfig",
     "SimulatedConfig",
+    "at_field",
     "load",
     "parse",
 ]

@@ -17,8 +17,26 @@ from olol_tui.config.schema import ClusterConfig
 from olol_tui.errors import ConfigError
 
 _SYNTAX = re.compile(r"(?P<what>.*?) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|.*)\)")
-_NOT_A_KEY = frozenset({"source"})
+_NOT_A_KEY = frozenset({"source", "given"})
 """Fields of ClusterConfig that the program sets."""
+
+
+class FieldProblem(Exception):
+    """A field that is well written, and cannot be had. The message is a sentence."""
+
+    def __init__(self, field: KeyPath, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def at_field(path: Path, raw: bytes, problem: FieldProblem) -> ConfigError:
+    """The problem with file and line. Args: raw: the content of `path`, valid TOML."""
+    lines = key_lines(_text(raw))
+    return _config_error(path, [(problem.field, str(problem))], lines)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def load(path: Path | None, *, must_exist: bool = False) -> ClusterConfig:
@@ -51,7 +69,7 @@ def load(path: Path | None, *, must_exist: bool = False) -> ClusterConfig:
 def parse(raw: bytes, path: Path) -> ClusterConfig:
     """As `load`, from the content of `path`."""
     try:
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+        text = _text(raw)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(
@@ -155,6 +173,8 @@ def _expectation(kind: str, context: dict[str, Any]) -> str:
             return "true or false"
         case "string_type":
             return "a string in quotes"
+        case "list_type":
+            return "a list in brackets"
         case "dict_type" | "model_type" | "model_attributes_type":
             return "a table"
         case "greater_than_equal":

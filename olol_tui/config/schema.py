@@ -95,6 +95,18 @@ def _url(text: str) -> str:
     return f"http://{host}:{port or 80}"
 
 
+def _origin(text: str) -> str:
+    """As browsers send it: scheme and host in small letters, no path."""
+    parts = urlsplit(text.lower())
+    plain = f"{parts.scheme}://{parts.netloc}"
+    if text != "*" and (not parts.netloc or text.lower() not in (plain, plain + "/")):
+        raise ValueError(f"expected an origin such as https://chat.example.org, got {text!r}")
+    return text if text == "*" else plain
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+
+
 def _problem(told: str, *at: str) -> PydanticCustomError:
     """An error of a whole table that belongs to one of its keys: `load` reads `at`."""
     return PydanticCustomError("misplaced", "{told}", {"told": told, "at": at})
@@ -117,7 +129,17 @@ class GatewayConfig(_Table):
     max_queue: Annotated[int, Field(ge=0)] = 256
     """Requests waiting for a slot before new ones are told «busy»."""
     max_body_bytes: Size = 128 * 2**20
+    max_connections: Count = 2000
     max_connections_per_key: Count = 256
+    max_header_bytes: Annotated[Size, Field(ge=1024)] = 32 * 1024
+    header_timeout_s: Rate = 10.0
+    """For a whole request head, once its first byte came."""
+    body_timeout_s: Rate = 60.0
+    """Between two pieces of a request's body."""
+    idle_timeout_s: Rate = 120.0
+    """A connection without a request is kept open for so long."""
+    cors_origins: list[Origin] = Field(default_factory=list)
+    """Whose pages may ask beside those of this machine: `https://chat.example.org`, `*` for all."""
     tls_cert: FilePath = ""
     """PEM certificate chain: then clients speak https. Read again when it changes."""
     tls_key: FilePath = ""
@@ -258,6 +280,8 @@ class ClusterConfig(_Table):
     """Keys are canonical model names."""
     source: Path | None = None
     """The file it was read from; not a key of the file."""
+    given: dict[str, Any] = Field(default_factory=dict)
+    """What the command line said of `gateway`, which goes before the file; not a key of it."""
 
     @field_validator("nodes", mode="after")
     @classmethod

@@ -57,14 +57,19 @@ class AlertBook:
         now_s: float,
         config_problem: str = "",
         asked: PassphraseQuestion | None = None,
+        config_notices: Iterable[str] = (),
     ) -> tuple[Alert, ...]:
         """What holds now.
 
         Args:
             config_problem: why the configuration file as it is now is not followed.
             asked: the passphrase that connections wait for.
+            config_notices: what of that file holds from the next start only.
         """
         findings = find(nodes, self._since_s.keys())
+        findings += [
+            Finding(f"config {told}", "info", "cluster.toml", told) for told in config_notices
+        ]
         if asked is not None:
             told = "locked: nodes wait for its passphrase"
             findings.insert(0, Finding(f"key {asked.path}", "warning", asked.path, told))

@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import olol_tui
 from olol_tui.config import ClusterConfig
-from olol_tui.errors import OlolError
 from olol_tui.fleet.alerts import AlertBook
 from olol_tui.fleet.cluster_file import ClusterFile
 from olol_tui.fleet.commands import Accepted, AnyCommand
@@ -34,6 +33,7 @@ from olol_tui.fleet.pins import PinKeeper
 from olol_tui.fleet.placing import Placer
 from olol_tui.fleet.publisher import Publisher
 from olol_tui.fleet.questions import Questions
+from olol_tui.fleet.reload import Reload
 from olol_tui.fleet.road import Factory
 from olol_tui.fleet.sizes import MeasuredSizes
 from olol_tui.fleet.snapshot import (
@@ -49,7 +49,6 @@ from olol_tui.fleet.snapshot import (
 from olol_tui.fleet.wishes import Wishes, WishesFile
 from olol_tui.models.names import canonical
 from olol_tui.paths import Paths
-from olol_tui.routing.roster import ROAD_MARK
 
 log = logging.getLogger("olol.fleet")
 
@@ -100,7 +99,7 @@ class Controller:
         self._file = ClusterFile(
             config.source or paths.config_file,
             present=lambda: self._crew.config,
-            apply=self._crew.apply,
+            apply=lambda config: self._reload.apply(config),
             changed=self._node_changed,
         )
         self._nodes: tuple[Node, ...] | None = None
@@ -112,9 +111,11 @@ class Controller:
         self._placer = Placer(self)
         self._pins = PinKeeper(self, self._placer)
         self._maintenance = Maintenance(self)
+        self._reload = Reload(self, self._crew)
         self._orders = Orders(
             self,
             self._crew,
+            reload=self._reload,
             placer=self._placer,
             maintenance=self._maintenance,
             questions=self._questions,
@@ -197,21 +198,19 @@ class Controller:
         """A stream to an engine behind a node's road: `gateway.upstream.Dial` for addresses that
         hold ROAD_MARK.
 
-        Raises:
-            OSError: it cannot be opened.
+        Raises OSError: it cannot be opened.
         """
-        name, _, there = address.partition(ROAD_MARK)
-        try:
-            member = self._crew.member(name)
-        except OlolError as error:
-            raise ConnectionError(str(error)) from error
-        return await member.dial(there, factory)
+        return await self._crew.dial(address, factory)
 
     def attach_gateway(self, view: GatewayView, cancel: Callable[[str], bool]) -> None:
         """Take requests and gateway figures of each snapshot from `view`."""
         self._gateway_view = view
         self._cancel_request = cancel
         self.poke()
+
+    @property
+    def file(self) -> ClusterFile:
+        return self._file
 
     def poke(self) -> None:
         """Publish soon: the gateway's part changed."""
@@ -220,9 +219,8 @@ class Controller:
     def kick(self, engine_id: str) -> None:
         """Refresh what this engine has loaded, now."""
         engine = self.engine(engine_id)
-        if engine is None or engine.kind in RUNNERS or not engine.address:
-            return
-        self._maintenance.refresh_soon(engine)
+        if engine is not None and engine.kind not in RUNNERS and engine.address:
+            self._maintenance.refresh_soon(engine)
 
     async def survey(self, node: str) -> None:
         """Learn now what a node's store holds; the next snapshot shows it.
@@ -231,7 +229,7 @@ class Controller:
             OlolError: there is no such node, or it does not say.
         """
         await self.member(node).survey()
-        self._publisher.publish(is_tick=False)
+        self.publish()
 
     def touch(self, engine_id: str, model: str, keep_alive_s: float | None) -> None:
         """A request for a runner's model ended: its expiry counts from now."""
@@ -269,7 +267,7 @@ class Controller:
         log.info("command", extra={"submitted": repr(command)})
         operation = await self._orders.take(command)
         # Whoever submitted looks for its operation next.
-        self._publisher.publish(is_tick=False)
+        self.publish()
         return Accepted(operation)
 
     # -- Desk: what the parts that carry out commands need
@@ -318,6 +316,9 @@ class Controller:
 
     def measured_bytes(self, model: Model, num_ctx: int) -> int | None:
         return self._sizes.of(model, num_ctx)
+
+    def publish(self) -> None:
+        self._publisher.publish(is_tick=False)
 
     async def until(self, check: Callable[[], _T | None], timeout_s: float) -> _T:
         return await self._publisher.until(check, timeout_s)
@@ -376,9 +377,8 @@ class Controller:
         nodes = self.nodes
         if nodes is not self._alerted:
             self._alerted = nodes
-            self._alert_list = self._alerts.update(
-                nodes, now_s, self._file.problem, self._questions.open
-            )
+            told = (self._file.problem, self._questions.open, self._file.notices)
+            self._alert_list = self._alerts.update(nodes, now_s, *told)
         self._fleet_seq += 1
         return Fleet(
             seq=self._fleet_seq,

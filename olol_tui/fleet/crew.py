@@ -21,9 +21,10 @@ from olol_tui.fleet.local import LocalRoad
 from olol_tui.fleet.member import Member
 from olol_tui.fleet.node_session import Library, NodeSession
 from olol_tui.fleet.questions import Questions
-from olol_tui.fleet.road import Road
+from olol_tui.fleet.road import Factory, Road
 from olol_tui.fleet.wishes import Wishes
 from olol_tui.paths import Paths
+from olol_tui.routing.roster import ROAD_MARK
 
 if TYPE_CHECKING:
     from olol_tui.fleet.remote import RemoteRoad, Remotes
@@ -95,9 +96,22 @@ class Crew:
             raise PlacementError(f"{name} is run by somebody else: it is used and never managed")
         return member
 
+    async def dial(self, address: str, factory: Factory) -> asyncio.Protocol:
+        """As `Member.dial`, of the member that the address begins with."""
+        name, _, there = address.partition(ROAD_MARK)
+        try:
+            member = self.member(name)
+        except OlolError as error:
+            raise ConnectionError(str(error)) from error
+        return await member.dial(there, factory)
+
     @property
     def sessions(self) -> list[NodeSession]:
         return [member for member in self if isinstance(member, NodeSession)]
+
+    def adopted_behind(self, node: str) -> list[str]:
+        """Members that are servers of others, adopted on that node."""
+        return [name for name, behind in self._behind.items() if behind == node]
 
     def remote_roads(self) -> list[RemoteRoad]:
         """The roads over SSH."""
@@ -134,6 +148,7 @@ class Crew:
             self.config = config
             if self._remotes is not None and before.engines != config.engines:
                 self._remotes.renew(config.engines.ollama_archive)
+            self._adjust(before, kept)
             leaving = {n: m for n, m in self._members.items() if n not in kept}
             # A member that is replaced first lets go of what its successor needs.
             for name, member in leaving.items():
@@ -170,8 +185,19 @@ class Crew:
         """Whether the member of that name may stay as it is."""
         if (node := self._behind.get(name)) is not None:
             urls = self._wishes.adopted_on(node)
-            return _same(before, now, node) and any(adopted_name(node, u) == name for u in urls)
-        return _same(before, now, name)
+            return _stays(before, now, node) and any(adopted_name(node, u) == name for u in urls)
+        return _stays(before, now, name)
+
+    def _adjust(self, before: ClusterConfig, kept: dict[str, Member]) -> None:
+        """Tell the nodes that stay what is wanted of them now."""
+        same_files = before.models == self.config.models
+        for name, member in kept.items():
+            if isinstance(member, NodeSession):
+                node = self.config.nodes[name]
+                # The files of [models] lie on this machine.
+                if node != member.config or not (same_files or not node.local):
+                    log.info("%s is wanted otherwise", name)
+                    member.reconfigure(node, self._library(node))
 
     def _start(self, name: str, member: Member) -> None:
         if self._tasks is not None:
@@ -207,20 +233,22 @@ class Crew:
                     self._behind[name] = session.name
                     yield name, kept.get(name) or self._adopted(name, url, session)
 
-    def _node(self, name: str, node: NodeConfig) -> NodeSession:
+    def _library(self, node: NodeConfig) -> Library:
         models = self.config.models.items()
         files = tuple((name, model.path, model.chat_template) for name, model in models)
         is_real_local = node.local and node.simulated is None
-        library = Library(
+        return Library(
             files=files if is_real_local else (),
             user_dir=str(self._paths.models_dir) if is_real_local else "",
         )
+
+    def _node(self, name: str, node: NodeConfig) -> NodeSession:
         return NodeSession(
             name,
             node,
             self._road(name, node),
             wishes=self._wishes,
-            library=library,
+            library=self._library(node),
             clock=self._clock,
             changed=self._changed,
             expires_at=self._expires_at,
@@ -276,13 +304,34 @@ def adopted_name(node: str, url: str) -> str:
     return f"{node}-{urlsplit(url).port or 80}"
 
 
-def _same(before: ClusterConfig, now: ClusterConfig, name: str) -> bool:
-    """Whether the configuration says the same of a node or endpoint."""
-    node = now.nodes.get(name)
+def same_road(before: NodeConfig, now: NodeConfig) -> bool:
+    """Whether a node is reached, and its agent started, as before; then the rest of what is
+    said of it can change while it stays."""
+    return _road(before) == _road(now)
+
+
+def _road(node: NodeConfig) -> tuple[object, ...]:
+    pretends = node.simulated
+    devices = None if pretends is None else (pretends.gpus, pretends.vram, pretends.name)
+    return (
+        node.local,
+        node.host,
+        node.user,
+        node.port,
+        node.identity,
+        node.known_hosts,
+        node.profile,
+        node.transport,
+        node.directory,
+        devices,
+    )
+
+
+def _stays(before: ClusterConfig, now: ClusterConfig, name: str) -> bool:
+    """Whether the member of that name can be what the configuration says now."""
+    node, was = now.nodes.get(name), before.nodes.get(name)
     if node is not None:
-        # The files of [models] lie on this machine.
-        same_files = before.models == now.models or not node.local
-        return before.nodes.get(name) == node and same_files
+        return was is not None and same_road(was, node)
     return name in now.endpoints and before.endpoints.get(name) == now.endpoints[name]
 
 

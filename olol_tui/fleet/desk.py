@@ -56,6 +56,10 @@ class Desk(Protocol):
         """What an engine of the fleet reported for this model and context."""
         ...
 
+    def publish(self) -> None:
+        """A snapshot of all this now, not soon: who reads it acts on it before this returns."""
+        ...
+
     async def until(self, check: Callable[[], T | None], timeout_s: float) -> T:
         """The first result of `check` that is not None, asked again after every change.
 

@@ -57,6 +57,8 @@ class Drains:
         """
 
         limit_s = DRAIN_S if timeout_s is None else timeout_s
+        # Whoever was given work in this moment is to be known.
+        self._desk.publish()
 
         def check() -> bool | None:
             live = self._live(which)

@@ -174,7 +174,7 @@ class EndpointSession:
             since_s=self._since_s,
             retry_in_s=None if self._retry_s is None else max(0.0, self._retry_s - now_s),
             error=error,
-            cordoned=cordoned,
+            cordoned=cordoned or self._wishes.is_paused(self.engine_id),
         )
         return Node(
             name=self._name,

@@ -24,6 +24,7 @@ import httpx
 import msgspec
 
 from olol_tui import agent_zip
+from olol_tui.config import NodeConfig
 from olol_tui.errors import NodeError, OlolError
 from olol_tui.files import write_atomic
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
@@ -91,6 +92,9 @@ class LocalRoad:
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Nothing of this road ever changes."""
+
+    def reconfigure(self, config: NodeConfig) -> None:
+        """The devices are the same, and all else is the agent's to be told."""
 
     async def lost(self) -> OlolError:
         await asyncio.get_running_loop().create_future()

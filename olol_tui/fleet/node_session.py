@@ -95,6 +95,7 @@ class NodeSession:
         self._surveying = asyncio.Lock()
         """Two at once could end with the older facts."""
         self._try_now = asyncio.Event()
+        self._look_now = asyncio.Event()
         self._had_problem = road.problem is not None
         self._failures = 0
         road.watch(self._road_changed)
@@ -125,9 +126,20 @@ class NodeSession:
     def replan(self) -> None:
         self._steering.replan()
 
-    def planned(self, roles: Mapping[str, Role] | None = None) -> desired.Plan:
-        """The engines that are desired, or would be with other roles of the GPUs."""
-        return self._steering.planned(roles)
+    def planned(
+        self, roles: Mapping[str, Role] | None = None, config: NodeConfig | None = None
+    ) -> desired.Plan:
+        """The engines that are desired, or would be with other roles or configuration."""
+        return self._steering.planned(roles, config)
+
+    def reconfigure(self, config: NodeConfig, library: Library) -> None:
+        """Follow another configuration of the same node, over the same road."""
+        self._config = config
+        self._library = library
+        self._facts.pool = config.pool
+        self._road.reconfigure(config)
+        self._steering.reconfigure(config)
+        self._look_now.set()
 
     def try_now(self) -> None:
         """Do not wait for the next attempt; what the last one said may not hold any more."""
@@ -306,7 +318,10 @@ class NodeSession:
 
     async def _keep_looking(self, client: AgentClient) -> None:
         while True:
-            await asyncio.sleep(SURVEY_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SURVEY_EVERY_S):
+                    await self._look_now.wait()
+            self._look_now.clear()
             await self._survey(client)
 
     async def _survey(self, client: AgentClient) -> None:

@@ -39,6 +39,7 @@ from olol_tui.fleet.maintenance import Maintenance
 from olol_tui.fleet.placing import Placer
 from olol_tui.fleet.provisions import Provisions
 from olol_tui.fleet.questions import Questions
+from olol_tui.fleet.reload import Reload
 from olol_tui.fleet.roles import Roles
 
 
@@ -53,6 +54,7 @@ class Orders:
         crew: Crew,
         *,
         placer: Placer,
+        reload: Reload,
         maintenance: Maintenance,
         questions: Questions,
         file: ClusterFile,
@@ -61,6 +63,7 @@ class Orders:
         self._desk = desk
         self._crew = crew
         self._placer = placer
+        self._reload = reload
         self._maintenance = maintenance
         self._questions = questions
         self._file = file
@@ -173,7 +176,8 @@ class Orders:
         self._crew.member(node)
         self._provisions.forget(node)
         await self._file.remove_node(node)
-        self._desk.wishes.forget_node(node)
+        # It may still compute: nothing that is wished for there may end it.
+        self._reload.when_gone(node, lambda: self._desk.wishes.forget_node(node))
         return self._desk.book.note(
             f"remove {node}", f"{node} is out of the configuration; what runs there goes on"
         )

@@ -103,6 +103,9 @@ class RemoteRoad:
     def watch(self, changed: Callable[[], None]) -> None:
         self._changed = changed
 
+    def reconfigure(self, config: NodeConfig) -> None:
+        self._config = config  # What the next provisioning installs.
+
     async def lost(self) -> OlolError:
         while (problem := self.problem) is None:
             self._news.clear()

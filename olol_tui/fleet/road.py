@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import httpx
 
+from olol_tui.config import NodeConfig
 from olol_tui.errors import OlolError
 from olol_tui.fleet.snapshot import HostKeyQuestion
 
@@ -46,6 +47,10 @@ class Road(Protocol):
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed`, on the loop, whenever `problem` or `facts` changed."""
+        ...
+
+    def reconfigure(self, config: NodeConfig) -> None:
+        """Something else is wanted of the same node; how it is reached stays."""
         ...
 
     async def lost(self) -> OlolError:

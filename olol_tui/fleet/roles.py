@@ -6,8 +6,8 @@ other engine keeps its process, because its spec stays as it is.
 
 from __future__ import annotations
 
-from olol_tui.errors import EngineError
 from olol_tui.fleet import desired
+from olol_tui.fleet.changeover import pids_of, settled
 from olol_tui.fleet.commands import SetRole
 from olol_tui.fleet.crew import Crew
 from olol_tui.fleet.desk import Desk
@@ -15,9 +15,6 @@ from olol_tui.fleet.drains import Drains
 from olol_tui.fleet.operations import Report
 from olol_tui.fleet.snapshot import Role
 from olol_tui.fleet.targets import find_place
-
-SETTLE_S = 120.0
-"""For old engines to end and new ones to answer."""
 
 
 class Roles:
@@ -49,49 +46,16 @@ class Roles:
             going = [spec.id for spec in before.specs if spec not in after.specs]
             with wishes.paused(going):
                 cut = await self._drains.engines(report, going)
+                pids = pids_of(self._desk, going)
                 wishes.set_role(command.node, device.uuid, kept)
                 session.replan()
                 coming = [spec.id for spec in after.specs if spec not in before.specs]
-                await self._settled(report, command.node, going, coming)
+                await settled(
+                    self._desk, report, command.node, going=going, coming=coming, pids=pids
+                )
             return _outcome(where, role, going, coming) + cut
 
         return self._desk.book.start(f"{where} as {role}", work, key=f"role {where}")
-
-    async def _settled(
-        self, report: Report, node: str, going: list[str], coming: list[str]
-    ) -> None:
-        pids = {one: self._pid(one) for one in going if one in coming}
-
-        def check() -> bool | None:
-            leaving = [one for one in going if one not in coming and self._lives(one)]
-            if leaving:
-                report.say(f"stops {', '.join(leaving)}")
-                return None
-            for one in coming:
-                engine = self._desk.engine(one)
-                if engine is not None and engine.state == "failed":
-                    raise EngineError(f"{one} failed: {engine.error}")
-                is_old = engine is not None and one in pids and engine.pid == pids[one]
-                if engine is None or engine.state != "ready" or is_old:
-                    report.say(f"starts {one}")
-                    return None
-            return True
-
-        try:
-            await self._desk.until(check, SETTLE_S)
-        except TimeoutError:
-            raise EngineError(
-                f"the engines of {node} have not changed within {SETTLE_S:.0f} s",
-                hint="The role is kept; it is carried out when the node answers.",
-            ) from None
-
-    def _pid(self, engine_id: str) -> int | None:
-        engine = self._desk.engine(engine_id)
-        return None if engine is None else engine.pid
-
-    def _lives(self, engine_id: str) -> bool:
-        engine = self._desk.engine(engine_id)
-        return engine is not None and engine.state != "stopped"
 
 
 def _outcome(where: str, role: Role, going: list[str], coming: list[str]) -> str:

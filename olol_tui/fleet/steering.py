@@ -62,13 +62,20 @@ class Steering:
         self._facts.show_devices()
         self._changed()
 
-    def planned(self, roles: Mapping[str, Role] | None = None) -> desired.Plan:
-        """The plan that would be, with other roles; empty before the node has told what it has."""
+    def reconfigure(self, config: NodeConfig) -> None:
+        self._config = config
+        self.replan()
+
+    def planned(
+        self, roles: Mapping[str, Role] | None = None, config: NodeConfig | None = None
+    ) -> desired.Plan:
+        """The plan that would be, with other roles or another configuration; empty before the
+        node has told what it has."""
         if self._facts.inventory is None:
             return desired.Plan()
         return desired.plan(
             self._name,
-            self._config,
+            config or self._config,
             self._facts.inventory,
             self._wishes.launches_on(self._name),
             self._wishes.roles_on(self._name) if roles is None else roles,

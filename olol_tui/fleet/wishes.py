@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,8 @@ class Wishes:
         self._cordoned: set[str] = set()
         self._roles: dict[str, dict[str, Role]] = {}
         self._adopted: dict[Adopted, None] = {}
-        self._paused: set[str] = set()
+        self._paused: Counter[str] = Counter()
+        """Engine → how many keep new work away from it."""
         self._draining: set[str] = set()
         self._changed = changed
 
@@ -183,18 +185,18 @@ class Wishes:
 
     def is_paused(self, engine_id: str) -> bool:
         """Whether the engine takes no new work for a moment. Not kept over a restart."""
-        return engine_id in self._paused
+        return self._paused[engine_id] > 0
 
     @contextmanager
     def paused(self, engine_ids: Iterable[str]) -> Iterator[None]:
         """No new work for these engines meanwhile."""
-        added = set(engine_ids) - self._paused
-        self._paused |= added
+        held = Counter(set(engine_ids))
+        self._paused += held
         self._changed()
         try:
             yield
         finally:
-            self._paused -= added
+            self._paused -= held
             self._changed()
 
     def forget_node(self, node: str) -> None:

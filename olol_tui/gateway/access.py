@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from olol_tui.gateway.http import Request
@@ -26,10 +27,15 @@ _HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:\s*,\s*[!#$%&'*+.^_`
 
 
 class Access:
-    """Host and Origin checks for one bound address."""
+    """Host and Origin checks for one bound address.
 
-    def __init__(self, bound_host: str) -> None:
+    Args:
+        origins: whose pages may ask beside this machine's; `*`: all.
+    """
+
+    def __init__(self, bound_host: str, origins: Sequence[str] = ()) -> None:
         self._guarded = is_loopback(bound_host)
+        self._origins = frozenset(origins)
         self._hostname = socket.gethostname().lower()
         self._known: dict[bytes, bool] = {}
 
@@ -69,6 +75,8 @@ class Access:
         return address.is_loopback or address.is_private or address.is_unspecified
 
     def _origin_allowed(self, origin: str) -> bool:
+        if origin in self._origins or "*" in self._origins:
+            return True
         parts = urlsplit(origin)
         if parts.scheme in _APP_SCHEMES:
             return True

@@ -69,7 +69,7 @@ class Archive:
     def __init__(
         self, path: Path | None, *, max_rows: int, max_age_s: float, access_log: str = ""
     ) -> None:
-        self._path = path if max_rows > 0 else None
+        self._file = path
         self._max_rows = max_rows
         self._max_age_s = max_age_s
         self._access_log = access_log
@@ -80,6 +80,19 @@ class Archive:
         self._since_prune = _PRUNE_ROWS
         self._complained = ""
         self.unrecorded = 0
+
+    def reconfigure(self, *, max_rows: int, max_age_s: float, access_log: str) -> None:
+        """Other bounds, another log; they hold for what ends from now on."""
+        self._max_rows = max_rows
+        self._max_age_s = max_age_s
+        self._access_log = access_log
+        self._since_prune = _PRUNE_ROWS
+        if self._thread is None and not self._closing:
+            self.start()
+
+    @property
+    def _path(self) -> Path | None:
+        return self._file if self._max_rows > 0 else None
 
     @property
     def logs(self) -> bool:

@@ -16,11 +16,14 @@ class ControlApp:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self.limits = gateway.limits
         self.streamed = gateway.streamed
         self.opened = gateway.opened
         self.closed = gateway.closed
         self.refuse = gateway.refuse
+
+    @property
+    def limits(self) -> http.Limits:
+        return self._gateway.limits
 
     def refusal(
         self, connection: http.HttpConnection, request: http.Request

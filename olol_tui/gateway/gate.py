@@ -74,7 +74,7 @@ class Gate:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._connections_per_key = connections_per_key
+        self.connections_per_key = connections_per_key
         self._usage: dict[str, Usage] = {}
         self._holders: dict[object, str] = {}
         """Connection → id of the key it showed last."""
@@ -123,7 +123,7 @@ class Gate:
         if held is not None:
             self._usage[held].connections.discard(connection)
         connections = self._of(key).connections
-        if len(connections) >= self._connections_per_key:
+        if len(connections) >= self.connections_per_key:
             self._holders.pop(connection, None)
             return _later(
                 f"the API key {key.name} has {len(connections)} connections open, "

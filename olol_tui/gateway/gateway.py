@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from olol_tui.config import GatewayConfig
 from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, Request
 from olol_tui.gateway import http, tls, upstream, view
-from olol_tui.gateway.access import Access
 from olol_tui.gateway.admission import RETRY_AFTER, Admission
 from olol_tui.gateway.api import Api
 from olol_tui.gateway.archive import Archive, Refused
@@ -29,8 +28,8 @@ from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.records import Ledger, Record
 from olol_tui.gateway.routes import BLOBS, INFERENCE, dialect_of
+from olol_tui.gateway.settings import Settings
 from olol_tui.gateway.times import rfc3339
-from olol_tui.gateway.tls import TlsFiles
 from olol_tui.routing.policy import NOBODY
 from olol_tui.routing.queue import Dispatch, Load, Queue, Step, Ticket
 from olol_tui.routing.roster import Roster, Seat
@@ -57,14 +56,12 @@ class Gateway:
         archive: Archive | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._config = config
+        self.settings = Settings(config)
         self._fleet = fleet
-        self.limits = http.Limits(body_bytes=config.max_body_bytes)
         self.streamed = BLOBS
         self.pool = upstream.UpstreamPool(dial)
         self.gate = Gate(keys, self._loop.time, connections_per_key=config.max_connections_per_key)
-        self._tls = TlsFiles(config.tls_cert, config.tls_key) if config.tls_cert else None
-        self._archive = archive
+        self.archive = archive
         self.metrics = Metrics()
         self._lag = LagClock(self._loop, self.metrics.lag.observe)
         self.ledger = Ledger(self._loop.time, self._recorded)
@@ -85,7 +82,6 @@ class Gateway:
         self._unsubscribe = fleet.on_change(self._fleet_changed)
         self._poke_timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._access = Access(config.host)
         self._admission = Admission(self)
         self.api = Api(self, fleet)
         self.address = ""
@@ -102,18 +98,18 @@ class Gateway:
         Raises:
             OSError: the address cannot be had.
         """
+        host, files = self.settings.config.host, self.settings.tls
         server = await self._loop.create_server(
             http.serve_factory(self, self._loop),
-            self._config.host,
-            self._config.port,
+            host,
+            self.settings.config.port,
             backlog=1024,
-            ssl=None if self._tls is None else self._tls.context,
-            ssl_handshake_timeout=None if self._tls is None else tls.HANDSHAKE_S,
+            ssl=None if files is None else files.context,
+            ssl_handshake_timeout=None if files is None else tls.HANDSHAKE_S,
         )
         self._servers.append(server)
         port = server.sockets[0].getsockname()[1]
-        host = self._config.host
-        scheme = "http" if self._tls is None else "https"
+        scheme = "http" if files is None else "https"
         self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         self._sweeper = self._loop.create_task(self._sweep())
         self._lag.start()
@@ -162,8 +158,8 @@ class Gateway:
                 waits = connection.active is None or connection.receiving
                 if waits and now > connection.deadline:
                     connection.abort()
-            if self._tls is not None:
-                self._tls.refresh()
+            if self.settings.tls is not None:
+                self.settings.tls.refresh()
             ended_keys = self.gate.refresh()
             for exchange in list(self._exchanges.values()):
                 if exchange.record.key_id in ended_keys:
@@ -189,6 +185,10 @@ class Gateway:
 
     def now(self) -> float:
         return self._loop.time()
+
+    @property
+    def limits(self) -> http.Limits:
+        return self.settings.limits
 
     @property
     def roster(self) -> Roster:
@@ -226,12 +226,12 @@ class Gateway:
         request = connection.active
         assert request is not None
         # A page that may ask may also read why it was refused.
-        self._access.admit(request)
+        self.settings.access.admit(request)
         self.error(connection, request, status, message, extra)
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
         path = request.path
-        if reason := self._access.admit(request):
+        if reason := self.settings.access.admit(request):
             self.error(connection, request, 403, reason)
             return
         route = INFERENCE.get(path)
@@ -254,10 +254,10 @@ class Gateway:
     ) -> None:
         dialect = dialect_of(request.path)
         self.metrics.refused(dialect, status)
-        if self._archive is not None and self._archive.logs:
+        if self.archive is not None and self.archive.logs:
             client = connection.peer if request.key is None else request.key.name
             method = request.method.decode("latin-1")
-            self._archive.put(Refused(time.time(), client, method, request.path, status))
+            self.archive.put(Refused(time.time(), client, method, request.path, status))
         connection.reply(status, errors.error_body(dialect, status, message), http.JSON, extra)
 
     # -- inference
@@ -343,8 +343,8 @@ class Gateway:
     def _recorded(self, record: Record) -> None:
         """A request ended: count it and keep its record."""
         self.metrics.ended(record)
-        if self._archive is not None:
-            self._archive.put(record)
+        if self.archive is not None:
+            self.archive.put(record)
         if record.key_id:
             self.gate.ended(record.key_id, record.tokens + (record.prompt_tokens or 0))
 
@@ -386,7 +386,7 @@ class Gateway:
 
     @property
     def unrecorded(self) -> int:
-        return 0 if self._archive is None else self._archive.unrecorded
+        return 0 if self.archive is None else self.archive.unrecorded
 
     @property
     def exchanges(self) -> Collection[Exchange]:

@@ -55,7 +55,11 @@ class BodySink(Handler, Protocol):
 
 
 class App(Protocol):
-    limits: Limits
+    @property
+    def limits(self) -> Limits:
+        """As they are now."""
+        ...
+
     streamed: str
     """Under this path a POST is handled before its body is there: its handler must be a
     BodySink, and its size has no limit."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from olol_tui.errors import ConfigError
@@ -27,7 +28,7 @@ class TlsFiles:
     def __init__(self, cert: str, key: str) -> None:
         self._cert = Path(cert)
         self._key = Path(key)
-        self._seen = self._marks()
+        self._seen: tuple[tuple[int, int, int] | None, ...] = self._marks()
         self._complained = ""
         try:
             self.context = self._load()
@@ -37,6 +38,23 @@ class TlsFiles:
                 title="The TLS files are not valid",
                 hint="Expected a PEM certificate chain, and its key without a passphrase.",
             ) from error
+
+    def prepare(self, cert: str, key: str) -> Callable[[], None]:
+        """Read other files; returns what makes handshakes use them.
+
+        Raises:
+            ConfigError: as at the start.
+        """
+        other = TlsFiles(cert, key)
+
+        def use() -> None:
+            changed = (other._cert, other._key) != (self._cert, self._key)
+            self._cert, self._key = other._cert, other._key
+            if changed:
+                self._seen = ()
+                self.refresh()
+
+        return use
 
     def refresh(self) -> bool:
         """Use the files as they are now, if they have changed and are good."""

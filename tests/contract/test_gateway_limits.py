@@ -25,7 +25,7 @@ HEAD = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def limited(gateway: Gateway, **limits: Any) -> None:
-    gateway.limits = replace(gateway.limits, **limits)
+    gateway.settings.limits = replace(gateway.limits, **limits)
 
 
 async def connect(gateway: Gateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
