@@ -195,6 +195,7 @@ def why_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"position {found['position']} in its queue")
     if found.get("error"):
         lines.append(f"{found['cause'] or 'retried'}: {found['error']}")
+    lines += [f"tried before: {one}" for one in found.get("tried") or ()]
     decision = found.get("decision")
     if decision is None:
         return [*lines, str(found.get("why") or "nothing was decided about it")]

@@ -12,6 +12,7 @@ from olol_tui.gateway.events import EventExchange
 from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.inflate import inflate
 from olol_tui.gateway.keys import Key
+from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.gateway.routes import Inference
 from olol_tui.gateway.times import rfc3339
 from olol_tui.models.names import canonical, is_cloud
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's own sentence, two spaces included: clients match on it."""
-RETRY_AFTER = b"Retry-After: 1\r\n"
 
 
 class Admission:

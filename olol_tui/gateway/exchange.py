@@ -16,6 +16,7 @@ from olol_tui.gateway.dialects.llama import load_reply
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.failover import Failover
 from olol_tui.gateway.http import JSON, NDJSON, SSE
+from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.gateway.metrics import GAP_BOUNDS_S
 from olol_tui.gateway.times import rfc3339
 from olol_tui.routing.policy import Decision
@@ -36,7 +37,9 @@ class Exchange(Failover):
         record.engine = seat.engine
         record.where = seat.where
         record.why = decision
-        record.sent_s = self._touched_s = self._gateway.now()
+        record.sent_s = self._touched_s = now = self._gateway.now()
+        if not self._tries:
+            self._gateway.health.sent(now)
         self._gaps = self._gateway.metrics.series(self.model, seat.engine).gaps.counts
         if seat.kind in RUNNERS and self.is_load:
             # A runner serves its model from its start: there is nothing to send.
@@ -74,6 +77,7 @@ class Exchange(Failover):
         if record.first_s is None:
             record.first_s = now
             record.state = "decode"
+            self._gateway.health.answered(self.ticket.seat, record, now)
         else:
             self._gaps[bisect_left(GAP_BOUNDS_S, now - before)] += 1
         translation = self._translation
@@ -182,13 +186,13 @@ class Exchange(Failover):
     def _plain_ended(self) -> None:
         body = b"".join(self._parts)
         status = self._status
-        if status >= 500 and self._retry(f"the engine answered {status}", ejects=status != 503):
+        if status >= 500 and (self._busy() if status == 503 else self._answered_badly(status)):
             return
         record = self.record
         if status == 404 and self._content_type.startswith(b"text/"):
             # Ollama's words for a path that its version does not know: not the model is missing.
             reason = f"{record.where}: its engine is too old to answer {self.route.path}"
-            if self._retry(reason, ejects=False):
+            if self._again(reason, "too_old", wait=False):
                 return
             status, self._content_type = 501, JSON
             body = errors.error_body(self.route.dialect, status, reason)
@@ -202,7 +206,8 @@ class Exchange(Failover):
             body = errors.error_body(self.route.dialect, status, errors.upstream_message(body))
         connection = self.connection
         if connection is not None:
-            connection.reply(status, body, self._content_type, self._marks())
+            marks = self._marks() + RETRY_AFTER if status == 503 else self._marks()
+            connection.reply(status, body, self._content_type, marks)
         self._finish(status >= 400, body, status)
 
     def up_lost(self, reason: str) -> None:

@@ -138,6 +138,17 @@ def _gateway(instant: Instant) -> Iterator[Metric]:
     lag = HistogramMetricFamily("olol_loop_lag_seconds", "How late the event loop runs a timer")
     _add(lag, (), counted.lag)
     yield from (queued, running, refusals, lag)
+    again = CounterMetricFamily(
+        "olol_retry_decisions", "Requests that lost their engine, by what followed", labels=("why",)
+    )
+    for why, count in counted.retries.items():
+        again.add_metric((why,), count)
+    replays = CounterMetricFamily(
+        "olol_replays", "Streams that lost their engine and went on elsewhere", labels=("outcome",)
+    )
+    for outcome, count in counted.replays.items():
+        replays.add_metric((outcome,), count)
+    yield from (again, replays)
     yield GaugeMetricFamily(
         "olol_client_connections", "Open connections of clients", value=instant.connections
     )
@@ -162,9 +173,11 @@ def _engines(instant: Instant) -> Iterator[Metric]:
     )
     for pair, count in counted.unloads.items():
         unloads.add_metric(pair, count)
-    failures = CounterMetricFamily("olol_engine_failures", "Requests it broke", labels=_ENGINE)
-    for engine, count in counted.failures.items():
-        failures.add_metric((engine,), count)
+    failures = CounterMetricFamily(
+        "olol_engine_failures", "Requests it broke, by cause", labels=("engine", "cause")
+    )
+    for broken, count in counted.failures.items():
+        failures.add_metric(broken, count)
     ejections = CounterMetricFamily("olol_ejections", "Times it was left alone", labels=_ENGINE)
     for engine, count in counted.ejections.items():
         ejections.add_metric((engine,), count)

@@ -1,7 +1,7 @@
 """What becomes of a request when its engine or its client does not keep up.
 
 Until the first byte of a reply went out, a lost engine means another try; afterwards it means
-one error frame and no proper end.
+one error frame and no proper end. A client that leaves says nothing about its engine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from olol_tui.routing.queue import Ticket
 log = logging.getLogger("olol.gateway")
 
 MAX_RETRIES = 2
+BUSY_S = 30.0
+"""How long a request goes round engines that all say they are busy, from its arrival."""
+MAX_TRIED = 7
+"""Sentences kept of earlier tries, the newest ones: a busy engine may be asked often."""
 
 
 class Failover(Lifecycle):
@@ -49,58 +53,91 @@ class Failover(Lifecycle):
             return
         limit = first_byte_s if self.record.first_s is None else idle_s
         if now_s - self._touched_s > limit:
-            call, self._call = self._call, None
-            call.cancel()
-            self.record.cause = "engine_silent"
-            self._lost(f"{self.record.where}: no byte from the engine for {limit:.0f} s")
+            reason = f"{self.record.where}: no byte from the engine for {limit:.0f} s"
+            self._lost(reason, "engine_silent")
 
-    def _lost(self, reason: str) -> None:
+    def _lost(self, reason: str, cause: str = "engine_lost") -> None:
         """The engine broke off: try elsewhere, or end with an error that says so."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
-        self.record.cause = self.record.cause or "engine_lost"
+        if (seat := self.ticket.seat) is not None:
+            self._gateway.health.failed(seat, self.ticket.ask.model, reason, cause)
         connection = self.connection
         if connection is not None and connection.started:
-            self._gateway.engine_failed(self.ticket, reason)
+            self.record.cause = cause
             self._give_back()
             self._end_record("failed", 200, reason)
             self.connection = None
             connection.break_off(self._frame(f"upstream lost: {reason}"))
             return
-        if not self._retry(reason, ejects=True, wait=True):
+        if not self._again(reason, cause, wait=True):
+            self.record.cause = cause
             self._give_back()
             self.refuse(500, f"upstream lost: {reason}")
 
-    def _retry(self, reason: str, *, ejects: bool, wait: bool = False) -> bool:
+    def _answered_badly(self, status: int) -> bool:
+        """The engine answered with an error of its own; True when another one is asked now."""
+        seat, health = self.ticket.seat, self._gateway.health
+        if seat is None:
+            return False
+        reason = f"{seat.where}: the engine answered {status}"
+        if self._blamed:
+            # Two engines say the same of one request: it may be the request.
+            for one in self._blamed:
+                health.forgiven(one)
+        else:
+            health.failed(seat, self.ticket.ask.model, reason, "engine_error")
+        self._blamed.append(seat)
+        return self._again(reason, "engine_error", wait=False)
+
+    def _confirm(self) -> None:
+        """Another engine answered what these could not: it was not the request."""
+        blamed, self._blamed = self._blamed, []
+        if len(blamed) > 1:
+            for seat in blamed:
+                reason = f"{seat.where}: another engine could answer what it could not"
+                self._gateway.health.failed(seat, self.ticket.ask.model, reason, "engine_error")
+
+    def _busy(self) -> bool:
+        """The engine said 503: it is well but full. Wait for it or for another; False when the
+        request has been going round for too long."""
+        seat, gateway = self.ticket.seat, self._gateway
+        if seat is None or gateway.now() - self.record.arrived_s > BUSY_S:
+            return False
+        gateway.health.busy(seat, self.ticket.ask.model)
+        self._requeue(f"{seat.where} is busy", frozenset())
+        return True
+
+    def _again(self, reason: str, cause: str, *, wait: bool) -> bool:
         """Queue again for another engine; False when there is none or enough was tried.
 
         Args:
             wait: also when no other engine is there now: ours may come back.
         """
-        seat = self.ticket.seat
+        seat, health = self.ticket.seat, self._gateway.health
         if seat is None or self._tries >= MAX_RETRIES:
             return False
-        gateway = self._gateway
-        if ejects:
-            gateway.engine_failed(self.ticket, reason)
         ask = self.ticket.ask
         exclude = ask.exclude | {seat.incarnation}
-        if not wait and not gateway.has_other(ask.model, exclude):
+        if not wait and not health.has_other(ask.model, exclude):
+            return False
+        if not health.may_retry(cause):
             return False
         self._tries += 1
-        self._give_back()
-        record = self.record
-        record.retries += 1
+        self.record.retries += 1
+        self._requeue(reason, frozenset({seat.incarnation}))
+        return True
+
+    def _requeue(self, reason: str, exclude: frozenset[str]) -> None:
+        record, ask, gateway = self.record, self.ticket.ask, self._gateway
         record.state = "queued"
         record.error = reason
+        record.tried = (*record.tried[-MAX_TRIED:], reason)
         record.cause = ""
         record.first_s = None
         log.warning("retry", extra={"request": record.id, "model": ask.model, "reason": reason})
-        self.ticket = Ticket(
-            replace(ask, exclude=exclude),
-            self,
-            gateway.now(),
-        )
+        self._give_back()
+        now = gateway.now()
+        self.ticket = Ticket(replace(ask, exclude=ask.exclude | exclude), self, now, again=True)
         gateway.enqueue(self)
-        return True

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from olol_tui.config import GatewayConfig
 from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, Request
 from olol_tui.gateway import http, tls, upstream, view
-from olol_tui.gateway.admission import RETRY_AFTER, Admission
+from olol_tui.gateway.admission import Admission
 from olol_tui.gateway.api import Api
 from olol_tui.gateway.archive import Archive, Refused
 from olol_tui.gateway.control import ControlApp
@@ -21,9 +21,11 @@ from olol_tui.gateway.dialects import errors, fields, llama
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.gate import Gate, Refusal
+from olol_tui.gateway.health import Health
 from olol_tui.gateway.keys import KeyStore
 from olol_tui.gateway.lifecycle import Lifecycle
 from olol_tui.gateway.loader import Loader
+from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.records import Ledger, Record
@@ -66,6 +68,7 @@ class Gateway:
         self._lag = LagClock(self._loop, self.metrics.lag.observe)
         self.ledger = Ledger(self._loop.time, self._recorded)
         self.queue = Queue(max_queued=config.max_queue)
+        self.health = Health(fleet, self.queue, self.metrics, lambda: self._roster, self._pump)
         self.loader = Loader(
             fleet,
             self.pool,
@@ -73,6 +76,7 @@ class Gateway:
             self._loop.time,
             self._model_changed,
             self._load_failed,
+            self.health.failed,
             self.metrics,
         )
         self._roster = Roster(fleet.fleet, self.loader.resident)
@@ -138,6 +142,7 @@ class Gateway:
             server.close()
         for exchange in list(self._exchanges.values()):
             exchange.cancel("the gateway is shutting down")
+        self.health.close()
         if self._poke_timer is not None:
             self._poke_timer.cancel()
         if self._sweeper is not None:
@@ -289,30 +294,16 @@ class Gateway:
         self.queue.release(ticket, self.now())
         if seat is not None and seat.engine:
             self._fleet.touch(seat.engine, exchange.model, exchange.keep_alive_s)
-        self._carry_out(self.queue.pump(ticket.ask.model, self._roster, self.now()))
+        self._pump(ticket.ask.model)
+
+    def _pump(self, model: str) -> None:
+        self._carry_out(self.queue.pump(model, self._roster, self.now()))
 
     def ended(self, exchange: Lifecycle) -> None:
         self._exchanges.pop(exchange.record.id, None)
         if self.draining and not self.ledger.live:
             self._idle.set()
         self.poke()
-
-    def engine_failed(self, ticket: Ticket, reason: str) -> None:
-        seat = ticket.seat
-        if seat is None:
-            return
-        log.warning("engine failed", extra={"engine": seat.key, "reason": reason})
-        others = self.has_other(ticket.ask.model, frozenset({seat.incarnation}))
-        ejected = self.queue.ejection.failed(seat.key, self.now(), others=others)
-        self.metrics.engine_failed(seat.key, ejected=ejected)
-        self._fleet.kick(seat.engine)
-
-    def has_other(self, model: str, exclude: frozenset[str]) -> bool:
-        """Another engine could take a request of this model now."""
-        return any(
-            not seat.refused and seat.incarnation not in exclude
-            for seat in self._roster.seats(model)
-        )
 
     def translate(self, path: str, body: bytes, name: str, seat: Seat) -> Translation:
         """A native request for an engine that speaks llama-server's dialect.
@@ -331,13 +322,14 @@ class Gateway:
     def _fleet_changed(self, fleet: Fleet) -> None:
         now = self.now()
         self.loader.observe(fleet, now)
+        self.queue.ejection.observe(fleet, now)
         self._roster = Roster(fleet, self.loader.resident)
         self._carry_out(self.queue.pump_all(self._roster, now))
 
     def _model_changed(self, model: str) -> None:
         """A load ended well."""
         self._roster = Roster(self._fleet.fleet, self.loader.resident)
-        self._carry_out(self.queue.pump(model, self._roster, self.now()))
+        self._pump(model)
         self.poke()
 
     def _recorded(self, record: Record) -> None:
@@ -351,7 +343,7 @@ class Gateway:
     def _load_failed(self, model: str, status: int, message: str) -> None:
         """Whoever waits only for this load hears what the engine said."""
         if any(seat.warm and not seat.refused for seat in self._roster.seats(model)):
-            self._carry_out(self.queue.pump(model, self._roster, self.now()))
+            self._pump(model)
             return
         for ticket in self.queue.drop_waiting(model):
             exchange: Exchange = ticket.owner

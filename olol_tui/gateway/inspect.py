@@ -40,6 +40,8 @@ class Requests:
         shown: dict[str, Any] = msgspec.to_builtins(record.view(self._gateway.now()))
         shown["cause"] = record.cause
         shown["retries"] = record.retries
+        shown["replays"] = record.replays
+        shown["tried"] = record.tried
         shown["position"] = self._gateway.position(record.id)
         shown["decision"] = None if record.why is None else explain(record.why)
         connection.reply(200, msgspec.json.encode(shown))
@@ -104,8 +106,9 @@ def wants_why(request: http.Request) -> bool:
     return request.headers.get(b"x-olol-why", b"0") not in (b"", b"0")
 
 
-def why_header(why: Decision | None) -> bytes:
+def why_header(why: Decision | None, tried: tuple[str, ...]) -> bytes:
     """`X-Olol-Why`, one line of printable ASCII whatever a model or node is called."""
     text = "" if why is None else why.text
+    text = "; ".join((text, *(f"tried before: {one}" for one in tried)))
     plain = "".join(c if " " <= c <= "~" else "?" for c in text[:_HEADER_CHARS])
     return f"X-Olol-Why: {plain}\r\n".encode("ascii")

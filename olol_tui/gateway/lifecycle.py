@@ -31,6 +31,7 @@ class Lifecycle:
     """The state that an exchange works on, from `open` in the ledger to `close`."""
 
     __slots__ = (
+        "_blamed",
         "_body",
         "_call",
         "_content_type",
@@ -96,6 +97,8 @@ class Lifecycle:
         self._parts: list[bytes] = []
         self._tail = b""
         self._tries = 0
+        self._blamed: list[Seat] = []
+        """Engines that answered this request with an error of theirs."""
         self._ended = False
         self._touched_s = self.record.arrived_s
 
@@ -167,10 +170,11 @@ class Lifecycle:
             )
 
     def _finish(self, failed: bool, last: bytes, status: int = 200) -> None:
-        gateway = self._gateway
         seat = self.ticket.seat
-        if seat is not None and status < 500:
-            gateway.queue.ejection.succeeded(seat.key)
+        if seat is not None and (not failed or 400 <= status < 500):
+            self._gateway.health.succeeded(seat, self.record)
+            if self._blamed and not failed:
+                self._confirm()
         self._give_back()
         self.connection = None
         text = self._failure(last) if failed else ""
@@ -185,6 +189,9 @@ class Lifecycle:
         self._ended = True
         self._gateway.ledger.close(self.record, state, status, error)
         self._gateway.ended(self)
+
+    def _confirm(self) -> None:
+        """It was answered: what went wrong before was not its own fault."""
 
     def _failure(self, last: bytes) -> str:
         """The engine's sentence in the last piece of a failed reply."""
@@ -234,7 +241,7 @@ class Lifecycle:
         record = self.record
         marks = f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
         if b"x-olol-why" in self._request.headers and wants_why(self._request):
-            marks += why_header(record.why)
+            marks += why_header(record.why, record.tried)
         return marks
 
     def _frame(self, message: str) -> bytes:

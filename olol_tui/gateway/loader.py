@@ -28,6 +28,8 @@ RESIDENT_FOR_S = 5.0
 
 Failed = Callable[[str, int, str], None]
 """(model, status, message): its waiting requests cannot be served by that load."""
+Lost = Callable[[Seat, str, str, str], None]
+"""(seat, model, reason, cause): its engine broke off."""
 
 
 class _EngineLoad:
@@ -38,6 +40,8 @@ class _EngineLoad:
         self.seat = seat
         self.model = model
         self.started_s = started_s
+        self.lost = ""
+        """Why there was no answer, if there was none."""
         self._status = 0
         self._parts: list[bytes] = []
 
@@ -51,7 +55,7 @@ class _EngineLoad:
         self._loader.ended(self, self._status, b"".join(self._parts))
 
     def up_lost(self, reason: str) -> None:
-        message = f"{self.seat.where} was lost while it loaded {self.model}: {reason}"
+        self.lost = message = f"{self.seat.where} was lost while it loaded {self.model}: {reason}"
         self._loader.ended(self, 500, errors.error_body("ollama", 500, message))
 
 
@@ -66,6 +70,7 @@ class Loader:
         now: Callable[[], float],
         changed: Callable[[str], None],
         failed: Failed,
+        lost: Lost,
         metrics: Metrics,
     ) -> None:
         self._fleet = fleet
@@ -74,6 +79,7 @@ class Loader:
         self._now = now
         self._changed = changed
         self._failed = failed
+        self._lost = lost
         self._metrics = metrics
         self._launches: dict[tuple[str, str], tuple[str, float]] = {}
         """(seat key, model) → (engine id, started)."""
@@ -121,13 +127,15 @@ class Loader:
         self._metrics.loaded(model, seat.engine, now - load.started_s, ok=status == 200)
         if status == 200:
             self._queue.speeds.loaded(seat.node, seat.size_bytes, now - load.started_s)
-            self._queue.ejection.succeeded(seat.key)
+            self._queue.ejection.succeeded(seat.key, now, load.started_s)
             self.resident[seat.engine, model] = now + RESIDENT_FOR_S
             self._fleet.kick(seat.engine)
             self._changed(model)
             return
         log.warning("load failed", extra={"model": model, "where": seat.where, "status": status})
-        self._queue.ejection.failed(seat.key, now, others=True)
+        if load.lost:
+            # What an engine says about a model it cannot load is no failure of the engine.
+            self._lost(seat, model, load.lost, "load_lost")
         self._failed(model, status, errors.upstream_message(body))
 
     def observe(self, fleet: Fleet, now_s: float) -> None:

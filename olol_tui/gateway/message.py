@@ -16,6 +16,7 @@ _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n".encode() for code, phrase
 JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
 SSE = b"text/event-stream"
+RETRY_AFTER = b"Retry-After: 1\r\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,10 @@ class Counted:
     loads: dict[tuple[str, str, str], int]
     load_time: dict[str, Histogram]
     unloads: dict[tuple[str, str], int]
-    failures: dict[str, int]
+    failures: dict[tuple[str, str], int]
     ejections: dict[str, int]
+    retries: dict[str, int]
+    replays: dict[str, int]
     lag: Histogram
 
 
@@ -123,7 +125,10 @@ class Metrics:
     _loads: dict[tuple[str, str, str], int] = field(default_factory=dict)
     _load_time: dict[str, Histogram] = field(default_factory=dict)
     _unloads: dict[tuple[str, str], int] = field(default_factory=dict)
-    _failures: dict[str, int] = field(default_factory=dict)
+    _failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(engine, cause) → requests."""
+    _retries: dict[str, int] = field(default_factory=dict)
+    _replays: dict[str, int] = field(default_factory=dict)
     _ejections: dict[str, int] = field(default_factory=dict)
     _resident: dict[tuple[str, int | None], frozenset[str]] = field(default_factory=dict)
     """(engine id, pid) → canonical names, as of the last look."""
@@ -180,10 +185,19 @@ class Metrics:
             found = self._load_time.setdefault(model, Histogram(TIME_BOUNDS_S))
             found.observe(seconds)
 
-    def engine_failed(self, engine: str, *, ejected: bool) -> None:
-        self._failures[engine] = self._failures.get(engine, 0) + 1
+    def engine_failed(self, engine: str, cause: str, *, ejected: bool) -> None:
+        key = (engine, cause)
+        self._failures[key] = self._failures.get(key, 0) + 1
         if ejected:
             self._ejections[engine] = self._ejections.get(engine, 0) + 1
+
+    def retried(self, outcome: str) -> None:
+        """A request that lost its engine: tried again and why, or `denied` by the budget."""
+        self._retries[outcome] = self._retries.get(outcome, 0) + 1
+
+    def replayed(self, outcome: str) -> None:
+        """A stream that went on elsewhere: `done`, `differed` or `failed`."""
+        self._replays[outcome] = self._replays.get(outcome, 0) + 1
 
     def look(self, fleet: Fleet) -> None:
         """Notice models that left an engine while its process lived: evicted, expired, unloaded."""
@@ -209,6 +223,8 @@ class Metrics:
             unloads=self._unloads.copy(),
             failures=self._failures.copy(),
             ejections=self._ejections.copy(),
+            retries=self._retries.copy(),
+            replays=self._replays.copy(),
             lag=self.lag.copy(),
         )
 

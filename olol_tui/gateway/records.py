@@ -51,6 +51,10 @@ class Record:
     """Of a failed or cancelled one, in a word that can be counted."""
     why: Decision | None = None
     retries: int = 0
+    replays: int = 0
+    """Of the retries, how many began after the client had a part of the reply."""
+    tried: tuple[str, ...] = ()
+    """What went wrong before, one sentence a try."""
     _final: Request | None = None
     _final_s: float = 0.0
 

@@ -96,8 +96,6 @@ class Occupancy:
     loads: Mapping[tuple[str, str], float]
     """(seat key, model) → clock at which our load of it began."""
     last_used: Mapping[tuple[str, str], float]
-    down_until: Mapping[str, float]
-    """Ejected engines."""
 
 
 def choose(
@@ -129,7 +127,7 @@ def choose(
     cold: list[Seat] = []
     loading: list[Seat] = []
     for seat in seats:
-        if reason := _ruled_out(ask, seat, busy, now_s):
+        if reason := _ruled_out(ask, seat):
             rejected.append(Rejection(seat.where, reason, seat.dead))
         elif seat.warm:
             if busy.running.get((seat.key, model), 0) < seat.slots:
@@ -148,7 +146,7 @@ def choose(
             free,
             key=lambda c: (
                 c.prefill_s if c.prefill_s > limit_s else 0.0,
-                busy.by_engine.get(c.seat.key, 0),
+                (busy.by_engine.get(c.seat.key, 0) + 1) / c.seat.share,
                 busy.last_used.get((c.seat.key, model), 0.0),
             ),
         )
@@ -231,14 +229,11 @@ def _best_load(loads: list[Candidate], busy: Occupancy) -> Candidate | None:
     return min(near, key=lambda c: (busy.by_engine.get(c.seat.key, 0), -_free(c.seat)))
 
 
-def _ruled_out(ask: Ask, seat: Seat, busy: Occupancy, now_s: float) -> str:
+def _ruled_out(ask: Ask, seat: Seat) -> str:
     if seat.refused:
         return seat.refused
     if seat.incarnation in ask.exclude:
         return _FAILED_BEFORE
-    until = busy.down_until.get(seat.key, 0.0)
-    if until > now_s:
-        return f"ejected for {until - now_s:.0f} s after failures"
     return ""
 
 

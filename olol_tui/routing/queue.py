@@ -8,7 +8,7 @@ First come, first served within a model; models do not block each other.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from olol_tui.routing.ejection import Ejection
@@ -30,6 +30,8 @@ class Ticket:
     """The latest one about this ticket."""
     load_began_s: float | None = None
     """When a load was started for it."""
+    again: bool = False
+    """It was running already and lost its engine: it goes before those that were not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,6 @@ class Queue:
             self._by_engine,
             self._loads,
             self._last_used,
-            self.ejection.down_until,
         )
 
     @property
@@ -123,7 +124,10 @@ class Queue:
             if decision.action == "dispatch" and decision.seat is not None:
                 return [self._take(ticket, decision.seat, decision, now_s)]
             waiting = self._waiting[model] = deque()
-        waiting.append(ticket)
+        if ticket.again:
+            waiting.appendleft(ticket)
+        else:
+            waiting.append(ticket)
         self.queued += 1
         return self.pump(model, roster, now_s)
 
@@ -192,6 +196,7 @@ class Queue:
         key = (seat.key, ticket.ask.model)
         _decrement(self._running, key)
         _decrement(self._by_engine, seat.key)
+        self.ejection.released(seat.key)
         self._last_used[key] = now_s
 
     def load_ended(self, seat_key: str, model: str) -> None:
@@ -203,14 +208,18 @@ class Queue:
 
     def _decide(self, ticket: Ticket, roster: Roster, waiting: int, now_s: float) -> Decision:
         ask = ticket.ask
-        seats = roster.seats(ask.model)
-        return choose(ask, seats, self._busy, self.speeds, waiting=waiting, now_s=now_s)
+        seats, note = self.ejection.guard(roster.seats(ask.model), ask.exclude, now_s)
+        decision = choose(ask, seats, self._busy, self.speeds, waiting=waiting, now_s=now_s)
+        if note and decision.seat is not None:
+            decision = replace(decision, reason=f"{decision.reason} ({note})")
+        return decision
 
     def _take(self, ticket: Ticket, seat: Seat, decision: Decision, now_s: float) -> Dispatch:
         key = (seat.key, ticket.ask.model)
         self._running[key] = self._running.get(key, 0) + 1
         self._by_engine[seat.key] = self._by_engine.get(seat.key, 0) + 1
         self._last_used[key] = now_s
+        self.ejection.taken(seat.key, now_s)
         ticket.seat = seat
         ticket.decision = decision
         return Dispatch(ticket, seat, decision)

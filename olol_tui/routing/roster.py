@@ -53,6 +53,8 @@ class Seat:
     """Refused, and it will not come back by itself."""
     incarnation: str = ""
     """Changes when the engine is restarted: a new process gets a new chance."""
+    share: float = 1.0
+    """Of the traffic that it would get otherwise: less while it begins again after a failure."""
 
     @property
     def fits(self) -> bool | None:

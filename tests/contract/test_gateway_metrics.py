@@ -102,7 +102,7 @@ async def test_a_lost_engine_and_an_evicted_model_are_counted() -> None:
             gateway.metrics.look(replace(fleet.fleet, nodes=(replace(node, engines=(one,)),)))
             samples = await scrape(client)
     assert value(samples, "olol_request_errors_total", cause="engine_lost") == 1
-    assert value(samples, "olol_engine_failures_total", engine=ENGINE) == 1
+    assert value(samples, "olol_engine_failures_total", engine=ENGINE, cause="engine_lost") == 1
     assert value(samples, "olol_unloads_total", model=MODEL, engine=ENGINE) == 1
 
 
@@ -148,7 +148,7 @@ async def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
         async with gateway_over(replace(node, devices=(gpu,))) as (gateway, _, client):
             await client.post("/api/generate", json=ask(2))
             await client.post("/api/generate", json={"model": "none"})
-            gateway.metrics.engine_failed(ENGINE, ejected=True)
+            gateway.metrics.engine_failed(ENGINE, "engine_lost", ejected=True)
             shown = (await client.get("/metrics")).text
     names = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", shown, re.MULTILINE):

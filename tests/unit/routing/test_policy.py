@@ -157,18 +157,6 @@ def test_a_failed_engine_is_not_tried_again_until_it_was_restarted() -> None:
     assert isinstance(step, Dispatch)
 
 
-def test_three_failures_eject_an_engine_but_never_the_last_one() -> None:
-    queue, r = Queue(), roster(node("a"), node("b"))
-    for _ in range(3):
-        queue.ejection.failed("a/simulated-gpu0", 0.0, others=True)
-    seats = {queue.submit(ticket(), r, 1.0)[0].seat.node}  # type: ignore[union-attr]
-    assert seats == {"b"}
-    last = Queue()
-    for _ in range(9):
-        last.ejection.failed("a/simulated-gpu0", 0.0, others=False)
-    assert isinstance(last.submit(ticket(), roster(node("a")), 1.0)[0], Dispatch)
-
-
 def test_an_engine_that_reports_a_load_is_joined() -> None:
     busy = with_engine(node("n", warm=False), loading=(Loading(MODEL, 0.0),))
     queue, waiting = Queue(), ticket()
