@@ -134,6 +134,7 @@ async def _machine(paths: Paths, config: ClusterConfig) -> list[Finding]:
     files = [
         {"name": name, "path": model.path, "chat_template": model.chat_template}
         for name, model in config.models.items()
+        if model.path
     ]
     dirs = [str(paths.models_dir)] if paths.models_dir.is_dir() else []
     try:

@@ -90,7 +90,9 @@ def parse(raw: bytes, path: Path) -> ClusterConfig:
         problems += [(_location(details), _sentence(details)) for details in error.errors()]
     else:
         if not problems:
-            return config.model_copy(update={"source": path})
+            chosen = {n: one.policy for n, one in config.models.items() if one.policy is not None}
+            gateway = config.gateway.model_copy(update={"model_policies": chosen})
+            return config.model_copy(update={"source": path, "gateway": gateway})
     raise _config_error(path, problems, key_lines(text))
 
 

@@ -39,6 +39,10 @@ Role = Literal["ollama", "shared", "rpc", "off"]
 split models, nothing."""
 
 
+PolicyName = Literal["expected", "least-busy", "round-robin", "sticky"]
+"""How the engine of a request is chosen."""
+
+
 def _path(text: str, info: ValidationInfo) -> str:
     """`~` is the user's home; a relative path lies beside the file that names it."""
     if not text:
@@ -128,6 +132,10 @@ class GatewayConfig(_Table):
     """0: any free port."""
     max_queue: Annotated[int, Field(ge=0)] = 256
     """Requests waiting for a slot before new ones are told «busy»."""
+    policy: PolicyName = "expected"
+    """How a request's engine is chosen, for models that say nothing else."""
+    model_policies: dict[str, PolicyName] = Field(default_factory=dict)
+    """Of the tables of models; not a key of the file."""
     max_body_bytes: Size = 128 * 2**20
     max_connections: Count = 2000
     max_connections_per_key: Count = 256
@@ -260,11 +268,20 @@ class EndpointConfig(_Table):
 
 
 class ModelConfig(_Table):
-    """A GGUF file under a name of its own: `[models."gemma3:270m"]`."""
+    """What is special about a model: `[models."gemma3:270m"]`."""
 
-    path: Annotated[FilePath, Field(min_length=1)]
+    path: FilePath = ""
+    """A GGUF file that gets this name."""
+    policy: PolicyName | None = None
+    """Instead of the gateway's."""
     chat_template: str = ""
     """Jinja text or the name of a llama.cpp template, in place of the file's own."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ModelConfig:
+        if not self.path and (self.policy is None or self.chat_template):
+            raise ValueError("expected path = the model's GGUF file, or a policy")
+        return self
 
 
 class ClusterConfig(_Table):

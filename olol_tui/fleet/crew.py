@@ -235,7 +235,7 @@ class Crew:
 
     def _library(self, node: NodeConfig) -> Library:
         models = self.config.models.items()
-        files = tuple((name, model.path, model.chat_template) for name, model in models)
+        files = tuple((name, one.path, one.chat_template) for name, one in models if one.path)
         is_real_local = node.local and node.simulated is None
         return Library(
             files=files if is_real_local else (),

@@ -32,7 +32,7 @@ from olol_tui.gateway.records import Ledger, Record
 from olol_tui.gateway.routes import BLOBS, INFERENCE, dialect_of
 from olol_tui.gateway.settings import Settings
 from olol_tui.gateway.times import rfc3339
-from olol_tui.routing.policy import NOBODY
+from olol_tui.routing.policy import NOBODY, policies
 from olol_tui.routing.queue import Dispatch, Load, Queue, Step, Ticket
 from olol_tui.routing.roster import Roster, Seat
 
@@ -67,7 +67,9 @@ class Gateway:
         self.metrics = Metrics()
         self._lag = LagClock(self._loop, self.metrics.lag.observe)
         self.ledger = Ledger(self._loop.time, self._recorded)
-        self.queue = Queue(max_queued=config.max_queue)
+        self.queue = Queue(
+            max_queued=config.max_queue, policy_of=policies(config.policy, config.model_policies)
+        )
         self.health = Health(fleet, self.queue, self.metrics, lambda: self._roster, self._pump)
         self.loader = Loader(
             fleet,
@@ -79,7 +81,7 @@ class Gateway:
             self.health.failed,
             self.metrics,
         )
-        self._roster = Roster(fleet.fleet, self.loader.resident)
+        self._roster = self.loader.roster(fleet.fleet)
         self._exchanges: dict[str, Exchange] = {}
         self._connections: set[http.HttpConnection] = set()
         self._servers: list[asyncio.Server] = []
@@ -323,12 +325,12 @@ class Gateway:
         now = self.now()
         self.loader.observe(fleet, now)
         self.queue.ejection.observe(fleet, now)
-        self._roster = Roster(fleet, self.loader.resident)
+        self._roster = self.loader.roster(fleet)
         self._carry_out(self.queue.pump_all(self._roster, now))
 
     def _model_changed(self, model: str) -> None:
         """A load ended well."""
-        self._roster = Roster(self._fleet.fleet, self.loader.resident)
+        self._roster = self.loader.roster(self._fleet.fleet)
         self._pump(model)
         self.poke()
 

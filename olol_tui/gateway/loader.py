@@ -25,6 +25,10 @@ log = logging.getLogger("olol.gateway.loader")
 
 RESIDENT_FOR_S = 5.0
 """How long our own knowledge of a load outweighs snapshots that do not show it yet."""
+GONE_FOR_S = 3.0
+"""How long our own knowledge of an unload does."""
+USUAL_CTX = 4096
+"""A load for less context than this would be a reload for the next client."""
 
 Failed = Callable[[str, int, str], None]
 """(model, status, message): its waiting requests cannot be served by that load."""
@@ -33,7 +37,10 @@ Lost = Callable[[Seat, str, str, str], None]
 
 
 class _EngineLoad:
-    """One load request to an engine that holds many models. An upstream.Receiver."""
+    """One load of an engine that holds many models: what must go first, then the model.
+
+    An upstream.Receiver of one call after the other.
+    """
 
     def __init__(self, loader: Loader, seat: Seat, model: str, started_s: float) -> None:
         self._loader = loader
@@ -42,6 +49,8 @@ class _EngineLoad:
         self.started_s = started_s
         self.lost = ""
         """Why there was no answer, if there was none."""
+        self.calls: list[bytes] = []
+        """What is still to be sent, the load itself last."""
         self._status = 0
         self._parts: list[bytes] = []
 
@@ -52,7 +61,13 @@ class _EngineLoad:
         self._parts.append(data)
 
     def up_end(self) -> None:
-        self._loader.ended(self, self._status, b"".join(self._parts))
+        body = b"".join(self._parts)
+        self._parts = []
+        if self.calls:
+            # An unload that failed is no reason: the engine evicts by itself then.
+            self._loader.send(self)
+        else:
+            self._loader.ended(self, self._status, body)
 
     def up_lost(self, reason: str) -> None:
         self.lost = message = f"{self.seat.where} was lost while it loaded {self.model}: {reason}"
@@ -86,28 +101,36 @@ class Loader:
         self._calls: dict[_EngineLoad, upstream.Call] = {}
         self.resident: dict[tuple[str, str], float] = {}
         """(engine id, model) → until when we vouch for it."""
+        self.gone: dict[tuple[str, str], float] = {}
+        """(engine id, model) that we unloaded → until when that outweighs snapshots."""
+
+    def roster(self, fleet: Fleet) -> Roster:
+        """The seats of a snapshot, with what we did since."""
+        return Roster(fleet, self.resident, self.gone)
 
     def start(self, step: Load, roster: Roster) -> None:
         seat, model = step.seat, step.model
         name = next((m.name for n, m in roster.models(model) if n.name == seat.node), model)
-        capabilities = next(
-            (m.capabilities for n, m in roster.models(model) if n.name == seat.node), ()
-        )
         log.info("load", extra={"model": model, "where": seat.where})
         if seat.kind in RUNNERS:
             self._launch(seat, model, name, step.num_ctx)
             return
-        body: dict[str, object] = {"model": name, "stream": False}
-        if step.num_ctx is not None:
-            body["options"] = {"num_ctx": step.num_ctx}
-        path = "/api/generate"
-        if "embedding" in capabilities and "completion" not in capabilities:
-            path = "/api/embed"
-            body["input"] = []
-        raw = msgspec.json.encode(body)
-        head = upstream.head("POST", seat.address, path, len(raw), "application/json")
         load = _EngineLoad(self, seat, model, self._now())
-        self._calls[load] = self._pool.call(seat.address, head + raw, load)
+        for victim in step.decision.evict:
+            log.info("evict", extra={"model": victim, "where": seat.where, "for": model})
+            self.gone[seat.engine, victim] = self._now() + GONE_FOR_S
+            self.resident.pop((seat.engine, victim), None)
+            unload: dict[str, object] = {"model": victim, "stream": False, "keep_alive": 0}
+            load.calls.append(_request(seat, victim, unload, roster))
+        body: dict[str, object] = {"model": name, "stream": False}
+        if step.num_ctx is not None and step.num_ctx > USUAL_CTX:
+            body["options"] = {"num_ctx": step.num_ctx}
+        load.calls.append(_request(seat, model, body, roster))
+        self.send(load)
+
+    def send(self, load: _EngineLoad) -> None:
+        """The next call of a load."""
+        self._calls[load] = self._pool.call(load.seat.address, load.calls.pop(0), load)
 
     def _launch(self, seat: Seat, model: str, name: str, num_ctx: int | None) -> None:
         try:
@@ -122,8 +145,9 @@ class Loader:
         """An engine answered a load request."""
         self._calls.pop(load, None)
         seat, model = load.seat, load.model
-        self._queue.load_ended(seat.key, model)
         now = self._now()
+        self._queue.load_ended(seat.key, model, now if status == 200 else None)
+        self.gone.pop((seat.engine, model), None)
         self._metrics.loaded(model, seat.engine, now - load.started_s, ok=status == 200)
         if status == 200:
             self._queue.speeds.loaded(seat.node, seat.size_bytes, now - load.started_s)
@@ -148,7 +172,7 @@ class Loader:
                     self._forget(key, model)
                 continue
             if engine.state == "ready":
-                self._forget(key, model)
+                self._forget(key, model, now_s)
                 self._metrics.loaded(model, engine_id, now_s - started_s, ok=True)
                 size = sum(x.size_bytes for x in engine.loaded)
                 self._queue.speeds.loaded(engine.node, size, now_s - started_s)
@@ -163,7 +187,25 @@ class Loader:
             gone = engine is None or engine.state != "ready"
             if shown or gone or until_s < now_s:
                 del self.resident[engine_id, model]
+        for (engine_id, model), until_s in list(self.gone.items()):
+            engine = fleet.engine(engine_id)
+            shown = engine is not None and any(canonical(x.name) == model for x in engine.loaded)
+            if not shown or until_s < now_s:
+                del self.gone[engine_id, model]
 
-    def _forget(self, key: str, model: str) -> None:
+    def _forget(self, key: str, model: str, now_s: float | None = None) -> None:
         self._launches.pop((key, model), None)
-        self._queue.load_ended(key, model)
+        self._queue.load_ended(key, model, now_s)
+
+
+def _request(seat: Seat, model: str, body: dict[str, object], roster: Roster) -> bytes:
+    """A request without a prompt: it loads, or unloads with `keep_alive` 0."""
+    entry = next((m for n, m in roster.models(model) if n.name == seat.node), None)
+    path = "/api/generate"
+    if entry is not None:
+        body["model"] = entry.name
+        if "embedding" in entry.capabilities and "completion" not in entry.capabilities:
+            path = "/api/embed"
+            body["input"] = []
+    raw = msgspec.json.encode(body)
+    return upstream.head("POST", seat.address, path, len(raw), "application/json") + raw

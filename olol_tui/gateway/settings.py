@@ -13,6 +13,7 @@ from olol_tui.errors import ConfigError
 from olol_tui.gateway.access import Access
 from olol_tui.gateway.message import Limits
 from olol_tui.gateway.tls import TlsFiles
+from olol_tui.routing.policy import policies
 
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
@@ -56,6 +57,7 @@ class Settings:
             self.access = Access(self._started.host, config.cors_origins)
             use_tls()
             gateway.queue.max_queued = config.max_queue
+            gateway.queue.policy_of = policies(config.policy, config.model_policies)
             gateway.gate.connections_per_key = config.max_connections_per_key
             if (archive := gateway.archive) is not None:
                 archive.reconfigure(

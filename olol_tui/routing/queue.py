@@ -8,13 +8,17 @@ First come, first served within a model; models do not block each other.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from olol_tui.routing.demand import Demand
 from olol_tui.routing.ejection import Ejection
-from olol_tui.routing.policy import Ask, Decision, Occupancy, choose
+from olol_tui.routing.policy import Ask, Decision, Occupancy, Policy, expected
+from olol_tui.routing.prefix import Prefixes
 from olol_tui.routing.roster import Roster, Seat
 from olol_tui.routing.speeds import Speeds
+from olol_tui.routing.survey import CACHES_PER_SLOT
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +66,12 @@ class Fail:
 
 
 Step = Dispatch | Load | Fail
+LOOK_AHEAD = 8
+"""How many may pass those who wait for a better slot than the free one."""
+
+
+def always_expected(_: str) -> Policy:
+    return expected
 
 
 @dataclass(slots=True)
@@ -71,12 +81,21 @@ class Queue:
     max_queued: int = 256
     speeds: Speeds = field(default_factory=Speeds)
     ejection: Ejection = field(default_factory=Ejection)
+    demand: Demand = field(default_factory=Demand)
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    policy_of: Callable[[str], Policy] = always_expected
+    """By canonical model name."""
     queued: int = 0
     _waiting: dict[str, deque[Ticket]] = field(default_factory=dict)
     _running: dict[tuple[str, str], int] = field(default_factory=dict)
     _by_engine: dict[str, int] = field(default_factory=dict)
     _loads: dict[tuple[str, str], float] = field(default_factory=dict)
     _last_used: dict[tuple[str, str], float] = field(default_factory=dict)
+    _loaded_at: dict[tuple[str, str], float] = field(default_factory=dict)
+    _leaving: dict[tuple[str, str], str] = field(default_factory=dict)
+    _claims: dict[str, str] = field(default_factory=dict)
+    _freed: bool = False
+    """An engine fell idle: whoever waits for room may have it now."""
     _busy: Occupancy = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +104,12 @@ class Queue:
             self._by_engine,
             self._loads,
             self._last_used,
+            self._loaded_at,
+            self._leaving,
+            self._claims,
+            self.queued_of,
+            self.demand,
+            self.prefixes,
         )
 
     @property
@@ -119,6 +144,8 @@ class Queue:
         """Add a ticket and say what follows from it."""
         model = ticket.ask.model
         waiting = self._waiting.get(model)
+        at_once = self.running_of(model) + (0 if waiting is None else len(waiting)) + 1
+        self.demand.arrived(model, at_once, now_s)
         if waiting is None:
             decision = self._decide(ticket, roster, 1, now_s)
             if decision.action == "dispatch" and decision.seat is not None:
@@ -132,37 +159,65 @@ class Queue:
         return self.pump(model, roster, now_s)
 
     def pump(self, model: str, roster: Roster, now_s: float) -> list[Step]:
-        """Everything that can happen now for one model's queue."""
+        """Everything that can happen now for one model's queue, and for those who wait for
+        room that became free meanwhile."""
+        steps = self._pump(model, roster, now_s)
+        if self._freed:
+            self._freed = False
+            for other in [name for name in self._waiting if name != model]:
+                steps += self._pump(other, roster, now_s)
+        return steps
+
+    def _pump(self, model: str, roster: Roster, now_s: float) -> list[Step]:
         steps: list[Step] = []
         waiting = self._waiting.get(model)
-        while waiting:
-            ticket = waiting[0]
+        at, claim = 0, ""
+        while waiting and at < min(len(waiting), LOOK_AHEAD):
+            ticket = waiting[at]
             decision = self._decide(ticket, roster, len(waiting), now_s)
             ticket.decision = decision
             seat = decision.seat
             if decision.action == "dispatch" and seat is not None:
-                waiting.popleft()
+                del waiting[at]
                 self.queued -= 1
                 steps.append(self._take(ticket, seat, decision, now_s))
             elif decision.action == "load" and seat is not None:
                 self._loads[seat.key, model] = now_s
+                for victim in decision.evict:
+                    self._leaving[seat.key, victim] = model
                 ticket.load_began_s = now_s
                 steps.append(Load(seat, model, ticket.ask.num_ctx, decision))
             elif decision.action == "fail":
-                waiting.popleft()
+                del waiting[at]
                 self.queued -= 1
                 steps.append(Fail(ticket, decision))
+            elif decision.picky:
+                at += 1
             else:
+                claim = decision.claim
                 break
+        self._claim(claim, model)
         if not waiting:
             self._waiting.pop(model, None)
         return steps
 
+    def _claim(self, seat_key: str, model: str) -> None:
+        """The one seat that makes room for a model, "" for none."""
+        if not self._claims and not seat_key:
+            return
+        for key in [key for key, claimant in self._claims.items() if claimant == model]:
+            if key != seat_key:
+                del self._claims[key]
+                self._freed = True
+        if seat_key:
+            self._claims.setdefault(seat_key, model)
+
     def pump_all(self, roster: Roster, now_s: float) -> list[Step]:
         """After a new snapshot: look at every queue again."""
         steps: list[Step] = []
+        self._freed = False
         for model in list(self._waiting):
-            steps += self.pump(model, roster, now_s)
+            steps += self._pump(model, roster, now_s)
         return steps
 
     def withdraw(self, ticket: Ticket) -> bool:
@@ -174,6 +229,7 @@ class Queue:
         self.queued -= 1
         if not waiting:
             del self._waiting[ticket.ask.model]
+            self._claim("", ticket.ask.model)
         return True
 
     def drop_waiting(self, model: str) -> list[Ticket]:
@@ -182,6 +238,7 @@ class Queue:
         if waiting is None:
             return []
         self.queued -= len(waiting)
+        self._claim("", model)
         return list(waiting)
 
     def position(self, ticket: Ticket) -> int:
@@ -198,9 +255,20 @@ class Queue:
         _decrement(self._by_engine, seat.key)
         self.ejection.released(seat.key)
         self._last_used[key] = now_s
+        if seat.key in self._claims or seat.key not in self._by_engine:
+            self._freed = True
 
-    def load_ended(self, seat_key: str, model: str) -> None:
-        self._loads.pop((seat_key, model), None)
+    def load_ended(self, seat_key: str, model: str, now_s: float | None = None) -> None:
+        """
+        Args:
+            now_s: clock, where the load went well.
+        """
+        if self._loads.pop((seat_key, model), None) is not None and now_s is not None:
+            self._loaded_at[seat_key, model] = now_s
+        if self._leaving:
+            for place in [p for p, m in self._leaving.items() if p[0] == seat_key and m == model]:
+                del self._leaving[place]
+        self._freed = True
 
     def loads(self) -> dict[tuple[str, str], float]:
         """(seat key, model) → when our load of it began."""
@@ -209,7 +277,16 @@ class Queue:
     def _decide(self, ticket: Ticket, roster: Roster, waiting: int, now_s: float) -> Decision:
         ask = ticket.ask
         seats, note = self.ejection.guard(roster.seats(ask.model), ask.exclude, now_s)
-        decision = choose(ask, seats, self._busy, self.speeds, waiting=waiting, now_s=now_s)
+        decision = self.policy_of(ask.model)(
+            ask,
+            seats,
+            roster,
+            self._busy,
+            self.speeds,
+            waiting=waiting,
+            waited_s=now_s - ticket.enqueued_s,
+            now_s=now_s,
+        )
         if note and decision.seat is not None:
             decision = replace(decision, reason=f"{decision.reason} ({note})")
         return decision
@@ -220,6 +297,9 @@ class Queue:
         self._by_engine[seat.key] = self._by_engine.get(seat.key, 0) + 1
         self._last_used[key] = now_s
         self.ejection.taken(seat.key, now_s)
+        if ticket.ask.prefix:
+            keeps = CACHES_PER_SLOT * seat.slots
+            self.prefixes.served(seat.incarnation, ticket.ask.model, ticket.ask.prefix, keeps)
         ticket.seat = seat
         ticket.decision = decision
         return Dispatch(ticket, seat, decision)

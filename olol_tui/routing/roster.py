@@ -6,7 +6,7 @@ are worked out when it is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node
@@ -47,6 +47,8 @@ class Seat:
     free_bytes: int | None
     idle_residents: tuple[tuple[str, int], ...] = ()
     """Other unpinned models on the same engine, (canonical name, bytes): may be evicted."""
+    longest_context: int | None = None
+    """What the model was trained for: asking for more gives no more."""
     refused: str = ""
     """Why it takes no request now: cordoned, stopped, lost. Empty when it may."""
     dead: bool = False
@@ -76,13 +78,21 @@ class Roster:
         fleet: the snapshot.
         resident: (engine id, canonical model) that the gateway loaded itself and that this
             snapshot may not show yet.
+        gone: those that it unloaded itself and that this snapshot may still show.
     """
 
-    __slots__ = ("_names", "_resident", "_seats", "fleet")
+    __slots__ = ("_gone", "_names", "_replicas", "_resident", "_seats", "fleet")
 
-    def __init__(self, fleet: Fleet, resident: Mapping[tuple[str, str], float]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        resident: Mapping[tuple[str, str], float],
+        gone: Container[tuple[str, str]] = frozenset(),
+    ) -> None:
         self.fleet = fleet
         self._resident = resident
+        self._gone = gone
+        self._replicas: dict[str, int] | None = None
         self._seats: dict[str, tuple[Seat, ...]] = {}
         self._names: dict[str, list[tuple[Node, Model]]] | None = None
 
@@ -92,6 +102,32 @@ class Roster:
         if found is None:
             found = self._seats[model] = tuple(self._find(model))
         return found
+
+    def replicas(self, model: str) -> int:
+        """In how many engines that serve it is resident."""
+        if self._replicas is None:
+            self._replicas = {}
+            for node in self.fleet.nodes:
+                if _node_refusal(node):
+                    continue
+                for engine in node.engines:
+                    if engine.state == "ready" and not engine.cordoned:
+                        for name in self._names_on(engine):
+                            self._replicas[name] = self._replicas.get(name, 0) + 1
+        return self._replicas.get(model, 0)
+
+    def size_bytes(self, model: str, node: str) -> int:
+        """Of the model's file on a node, 0 where it is not known."""
+        return next((m.size_bytes for n, m in self.models(model) if n.name == node), 0)
+
+    def _names_on(self, engine: Engine) -> set[str]:
+        """Canonical names of what is resident, by the snapshot and by what we did since."""
+        names = {canonical(x.name) for x in engine.loaded}
+        if self._resident:
+            names |= {model for at, model in self._resident if at == engine.id}
+        if self._gone:
+            names -= {model for model in names if (engine.id, model) in self._gone}
+        return names
 
     def models(self, model: str) -> list[tuple[Node, Model]]:
         """Every node whose library holds the model, with its entry."""
@@ -125,12 +161,21 @@ class Roster:
     def _seat(
         self, node: Node, engine: Engine, devices: dict[str, Device], model: str, entry: Model
     ) -> Seat:
+        names = self._names_on(engine)
         loaded = next((x for x in engine.loaded if canonical(x.name) == model), None)
         starting = engine.kind in RUNNERS and engine.state == "starting" and not _node_refusal(node)
-        warm = (loaded is not None or (engine.id, model) in self._resident) and not starting
+        warm = model in names and not starting
         owned = [devices[uuid] for uuid in engine.devices if uuid in devices]
         free = [device.free_bytes for device in owned]
         total = [device.vram_bytes for device in owned]
+        residents = {
+            canonical(x.name): (x.vram_bytes or x.size_bytes, x.pinned) for x in engine.loaded
+        }
+        # What we did since the snapshot was taken is not in its free memory yet.
+        unseen = sum(
+            need_bytes(self.size_bytes(name, node.name)) for name in names if name not in residents
+        )
+        left = sum(size for name, (size, _) in residents.items() if name not in names)
         return Seat(
             key=engine.id,
             engine=engine.id,
@@ -146,12 +191,15 @@ class Roster:
             size_bytes=entry.size_bytes,
             need_bytes=need_bytes(entry.size_bytes),
             vram_bytes=_total(total),
-            free_bytes=_total(free),
+            free_bytes=_less(_total(free), unseen - left),
             idle_residents=tuple(
-                (canonical(x.name), x.vram_bytes or x.size_bytes)
-                for x in engine.loaded
-                if not x.pinned and canonical(x.name) != model
+                (name, residents[name][0])
+                if name in residents
+                else (name, need_bytes(self.size_bytes(name, node.name)))
+                for name in sorted(names)
+                if name != model and not (name in residents and residents[name][1])
             ),
+            longest_context=entry.context_length,
             refused="" if starting else _refusal(node, engine),
             dead=engine.state == "failed" or node.state == "failed",
             incarnation=f"{engine.id}#{engine.pid}",
@@ -201,6 +249,10 @@ def _total(values: list[int | None]) -> int | None:
     if not values or any(value is None for value in values):
         return None
     return sum(value for value in values if value is not None)
+
+
+def _less(free: int | None, taken: int) -> int | None:
+    return None if free is None else max(0, free - taken)
 
 
 def _node_refusal(node: Node) -> str:

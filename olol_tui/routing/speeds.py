@@ -13,8 +13,16 @@ _WEIGHT = 0.25
 PRIOR_PREFILL_TPS = 1000.0
 PRIOR_DECODE_TPS = 40.0
 PRIOR_SERVICE_S = 5.0
+PRIOR_REPLY_TOKENS = 200.0
+PRIOR_DECODE_BYTES_S = 400e9
+"""Each token reads all the weights: memory bandwidth of a middling GPU."""
+PRIOR_PREFILL_BYTES_S = 12e12
 PRIOR_LOAD_BYTES_S = 1.5e9
 _LOAD_FIXED_S = 1.0
+MOST_TPS = 50_000.0
+"""Above it a prompt was in the engine's cache, and says nothing about prefills."""
+LEAST_PROMPT = 32
+"""Tokens: a shorter prompt's time is mostly noise."""
 
 
 @dataclass(slots=True)
@@ -26,6 +34,30 @@ class Speed:
     service_s: float = PRIOR_SERVICE_S
     samples: int = 0
 
+    def times(self, pace: float) -> Speed:
+        """The same on an engine that is so many times as fast."""
+        return Speed(
+            self.prefill_tps * pace, self.decode_tps * pace, self.service_s / pace, self.samples
+        )
+
+
+_PACED_AFTER = 4
+"""Samples of a model before it says how engines compare."""
+_PACE_WEIGHT = 0.1
+_PACE_SPAN = 8.0
+
+
+def _prior(size_bytes: int) -> Speed:
+    """Of a model that nobody has served yet, by its size."""
+    if not size_bytes:
+        return _PRIOR
+    decode_tps = min(120.0, max(4.0, PRIOR_DECODE_BYTES_S / size_bytes))
+    return Speed(
+        prefill_tps=min(6000.0, max(200.0, PRIOR_PREFILL_BYTES_S / size_bytes)),
+        decode_tps=decode_tps,
+        service_s=PRIOR_REPLY_TOKENS / decode_tps,
+    )
+
 
 _PRIOR = Speed()
 
@@ -33,18 +65,40 @@ _PRIOR = Speed()
 class Speeds:
     """Learned speeds by (engine, model), load bandwidth by node."""
 
-    __slots__ = ("_bandwidth", "_by_model", "_speeds")
+    __slots__ = ("_bandwidth", "_by_model", "_pace", "_speeds")
 
     def __init__(self) -> None:
         self._by_model: dict[str, Speed] = {}
         self._speeds: dict[tuple[str, str], Speed] = {}
         self._bandwidth: dict[str, float] = {}
+        self._pace: dict[str, float] = {}
+        """Engine → its decode rate over the average of the same models elsewhere."""
 
-    def of(self, engine: str, model: str) -> Speed:
+    def of(self, engine: str, model: str, size_bytes: int = 0) -> Speed:
         """What is known of a model on an engine. One that never served it is taken for as fast
-        as the others: a prior alone would keep it idle beside engines with a sample."""
+        as the others, corrected by how it compares with them on other models: a prior alone
+        would keep it idle beside engines with a sample.
+
+        Args:
+            size_bytes: of the model, for a prior where nobody served it yet.
+        """
         found = self._speeds.get((engine, model))
-        return found or self._by_model.get(model) or _PRIOR
+        if found is not None:
+            return found
+        known = self._by_model.get(model)
+        if known is None:
+            return _prior(size_bytes)
+        pace = self._pace.get(engine)
+        return known if pace is None else known.times(pace)
+
+    def known(self, model: str) -> bool:
+        """Whether anybody has served it yet."""
+        return model in self._by_model
+
+    def faster(self, engine: str) -> float:
+        """How an engine's decoding compares with the others', 1.0 for an average or unknown
+        one."""
+        return self._pace.get(engine, 1.0)
 
     def served(
         self,
@@ -56,6 +110,13 @@ class Speeds:
         decode_tps: float | None = None,
     ) -> None:
         """Learn from one finished request; a value the reply did not give stays as it was."""
+        if prefill_tps and prefill_tps > MOST_TPS:
+            prefill_tps = None
+        all_ = self._by_model.get(model)
+        if decode_tps and all_ is not None and all_.samples >= _PACED_AFTER:
+            ratio = min(_PACE_SPAN, max(1 / _PACE_SPAN, decode_tps / all_.decode_tps))
+            pace = self._pace.get(engine, 1.0)
+            self._pace[engine] = pace + _PACE_WEIGHT * (ratio - pace)
         for speed in (
             self._speeds.setdefault((engine, model), Speed()),
             self._by_model.setdefault(model, Speed()),

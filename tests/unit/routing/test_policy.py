@@ -47,7 +47,7 @@ def test_requests_spread_over_equal_replicas() -> None:
 def test_a_slow_engine_gets_what_the_fast_one_cannot_take() -> None:
     queue, r = Queue(), roster(node("slow", slots=4), node("fast", slots=2))
     for engine, tps in (("slow/simulated-gpu0", 100.0), ("fast/simulated-gpu0", 5000.0)):
-        queue.speeds.served(engine, MODEL, service_s=1.0, prefill_tps=tps)
+        queue.speeds.served(engine, MODEL, service_s=4.0, prefill_tps=tps)
     seats = [queue.submit(ticket(), r, 0.0)[0].seat.node for _ in range(3)]  # type: ignore[union-attr]
     assert seats == ["fast", "fast", "slow"]
 

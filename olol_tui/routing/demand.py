@@ -1,0 +1,57 @@
+"""How much each model is wanted: arrivals a second and how many at once, both fading.
+
+Pure: fed by the queue, read by the policy, which replicates and evicts by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp
+
+RATE_FADES_S = 30.0
+"""Half a minute of silence and a rate is a third of what it was."""
+PEAK_FADES_S = 90.0
+"""A burst justifies its replicas for this long: longer than a load, so that they do not flap."""
+
+
+@dataclass(slots=True)
+class _Wanted:
+    rate_per_s: float = 0.0
+    rated_s: float = 0.0
+    peak: float = 0.0
+    peaked_s: float = 0.0
+
+
+class Demand:
+    """By canonical model name; a model costs some bytes once it was asked for."""
+
+    __slots__ = ("_wanted",)
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, _Wanted] = {}
+
+    def arrived(self, model: str, at_once: int, now_s: float) -> None:
+        """A request came, and with it so many are queued or run."""
+        one = self._wanted.get(model)
+        if one is None:
+            one = self._wanted[model] = _Wanted(rated_s=now_s, peaked_s=now_s)
+        faded = exp((one.rated_s - now_s) / RATE_FADES_S)
+        one.rate_per_s = one.rate_per_s * faded + 1.0 / RATE_FADES_S
+        one.rated_s = now_s
+        peak = one.peak * exp((one.peaked_s - now_s) / PEAK_FADES_S)
+        one.peak = at_once if at_once > peak else peak
+        one.peaked_s = now_s
+
+    def rate_per_s(self, model: str, now_s: float) -> float:
+        """Requests a second of late."""
+        one = self._wanted.get(model)
+        if one is None:
+            return 0.0
+        return one.rate_per_s * exp((one.rated_s - now_s) / RATE_FADES_S)
+
+    def peak(self, model: str, now_s: float) -> float:
+        """How many at once lately, the past fading."""
+        one = self._wanted.get(model)
+        if one is None:
+            return 0.0
+        return one.peak * exp((one.peaked_s - now_s) / PEAK_FADES_S)

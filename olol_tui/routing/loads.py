@@ -1,0 +1,301 @@
+"""Whether a model is loaded somewhere for those who wait, and who makes room for it.
+
+A load is worth what it saves those who wait for this model, less what it costs those who want
+what it evicts; both in seconds of clients' waiting. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from olol_tui.routing.decision import NOBODY, Ask, Candidate, Decision, Occupancy, Rejection
+from olol_tui.routing.roster import Roster, Seat
+from olol_tui.routing.speeds import Speeds
+from olol_tui.routing.survey import Survey, prefill_s
+
+LOAD_TIE = 1.3
+"""Times within this factor count as equal: they are estimates."""
+LOAD_MARGIN = 1.2
+"""A further replica must beat waiting by this factor: loads are estimates and evict others."""
+HORIZON_LOADS = 6.0
+"""How far ahead those who will want an evicted model are counted, in times of its load."""
+STAY_LOADS = 3.0
+"""A wanted model stays at least so many times as long as its load took: loads must not swap two
+models back and forth."""
+PATIENCE_LOADS = 4.0
+"""A model that is nowhere waits at most so many load times for others' work: nobody starves."""
+_UNKNOWN_ROOM = 0.5
+"""Where memory is not known, a load evicts the least wanted model half of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One seat that could load the model."""
+
+    candidate: Candidate
+    evict: tuple[str, ...] = ()
+    """Canonical names of what must go first."""
+    harm_s: float = 0.0
+    """What that costs others, seconds of waiting in all."""
+    drains: bool = False
+    """Some of it runs: what is new there has to wait until it ended."""
+    crowd: int = 0
+    """Requests of other models that run there."""
+
+    @property
+    def seat(self) -> Seat:
+        return self.candidate.seat
+
+
+def offers(
+    ask: Ask, found: Survey, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
+) -> list[Offer]:
+    """Every seat with room, or on which room can be made; `found` gets the reasons of others."""
+    made: list[Offer] = []
+    for seat in (*found.cold, *found.small):
+        if seat.fits is False:
+            continue
+        other = next((m for key, m in busy.loads if key == seat.key and m != ask.model), "")
+        if other:
+            found.rejected.append(Rejection(seat.where, f"it loads {other} first"))
+            continue
+        offer = _offer(ask, seat, roster, busy, speeds, now_s)
+        if isinstance(offer, Offer):
+            made.append(offer)
+        else:
+            found.rejected.append(Rejection(seat.where, offer))
+    return made
+
+
+def _offer(
+    ask: Ask, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
+) -> Offer | str:
+    """What loading there takes, or why it cannot be."""
+    load_s = speeds.load_s(seat.node, seat.size_bytes)
+    crowd = busy.by_engine.get(seat.key, 0)
+    prefill = prefill_s(ask, seat, speeds)
+    if seat.warm:
+        # Resident with less context: it is unloaded by its own reload.
+        drains = busy.running.get((seat.key, ask.model), 0) > 0
+        wait_s = speeds.of(seat.key, ask.model).service_s if drains else 0.0
+        note = f"reload with {ask.num_ctx:,} tokens of context"
+        return Offer(Candidate(seat, wait_s, load_s, prefill, note), (), 0.0, drains, crowd)
+    harms = sorted(
+        (_harm_s(name, seat, roster, busy, speeds, now_s), name, size)
+        for name, size in seat.idle_residents
+    )
+    if seat.free_bytes is None:
+        harm_s = _UNKNOWN_ROOM * harms[0][0] if harms else 0.0
+        note = "its memory is not known"
+        return Offer(Candidate(seat, 0.0, load_s, prefill, note), (), harm_s, False, crowd)
+    missing = seat.need_bytes - seat.free_bytes if seat.size_bytes else 0
+    chosen: list[tuple[float, str, int]] = []
+    for one in harms:
+        if missing <= sum(size for _, _, size in chosen):
+            break
+        if not _stays(one[1], seat, roster, busy, speeds, now_s):
+            chosen.append(one)
+    freed = sum(size for _, _, size in chosen)
+    if freed < missing:
+        return f"{missing - freed:,} bytes short: what is loaded there is busy or pinned"
+    for one in sorted(chosen, key=lambda one: one[0], reverse=True):
+        # What was taken before a bigger one came may not be needed beside it.
+        if freed - one[2] >= missing:
+            chosen.remove(one)
+            freed -= one[2]
+    running = [name for _, name, _ in chosen if busy.running.get((seat.key, name), 0)]
+    wait_s = max((speeds.of(seat.key, name).service_s for name in running), default=0.0)
+    evict = tuple(name for _, name, _ in chosen)
+    note = f"evicting {', '.join(evict)}" if evict else ""
+    return Offer(
+        Candidate(seat, wait_s, load_s, prefill, note),
+        evict,
+        sum(harm for harm, _, _ in chosen),
+        bool(running),
+        crowd,
+    )
+
+
+def _stays(
+    name: str, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
+) -> bool:
+    """It came only now, and is wanted: evicting it would be going round in circles."""
+    since_s = busy.loaded_at.get((seat.key, name))
+    if since_s is None or not (busy.queued(name) or busy.running.get((seat.key, name), 0)):
+        return False
+    took_s = speeds.load_s(seat.node, roster.size_bytes(name, seat.node))
+    return now_s - since_s < STAY_LOADS * took_s
+
+
+def _harm_s(
+    name: str, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
+) -> float:
+    """Seconds that clients of a model will wait longer when it leaves this seat."""
+    reload_s = speeds.load_s(seat.node, roster.size_bytes(name, seat.node))
+    queued = busy.queued(name)
+    coming = busy.demand.rate_per_s(name, now_s) * HORIZON_LOADS * reload_s
+    replicas = roster.replicas(name)
+    if replicas <= 1:
+        # Everybody who comes until it is back waits for that, half of it on average.
+        return (queued + coming / 2) * reload_s
+    service_s = speeds.of(seat.key, name).service_s / max(1, seat.slots)
+    left = queued + max(0.0, coming - HORIZON_LOADS * reload_s * (replicas - 1) / service_s)
+    return left * left / 2 * service_s * (1 / (replicas - 1) - 1 / replicas)
+
+
+def load_or_wait(
+    ask: Ask,
+    found: Survey,
+    roster: Roster,
+    busy: Occupancy,
+    speeds: Speeds,
+    *,
+    waiting: int,
+    waited_s: float,
+    now_s: float,
+) -> Decision:
+    """No free slot: is a load cheaper than the queue?"""
+    made = offers(ask, found, roster, busy, speeds, now_s)
+    candidates = tuple(offer.candidate for offer in made)
+    if not found.full and not found.loading:
+        return _load_somewhere(ask, found, made, candidates, waiting=waiting, waited_s=waited_s)
+    wait_s = queue_wait_s(ask, found, busy, speeds, waiting, now_s)
+    best = _best(made, waiting)
+    if best is not None:
+        decision = _replica(ask, found, best, candidates, speeds, wait_s, waiting=waiting)
+        if decision is not None:
+            return decision
+    place = ", ".join(seat.where for seat in (found.full or found.loading))
+    verb = "a slot on" if found.full else "the load on"
+    reason = f"waiting for {verb} {place}, about {wait_s:.1f} s"
+    return Decision("wait", None, candidates, tuple(found.rejected), reason)
+
+
+def _load_somewhere(
+    ask: Ask,
+    found: Survey,
+    made: list[Offer],
+    candidates: tuple[Candidate, ...],
+    *,
+    waiting: int,
+    waited_s: float,
+) -> Decision:
+    """It is resident nowhere: the question is only where it goes, and when."""
+    rejected = tuple(found.rejected)
+    best = _best(made, waiting)
+    if best is None:
+        return _nowhere(ask, found, rejected)
+    where = best.seat.where
+    patience_s = PATIENCE_LOADS * best.candidate.load_s
+    if best.harm_s > waiting * (waited_s + best.candidate.load_s) and waited_s < patience_s:
+        reason = (
+            f"waiting before {', '.join(best.evict) or 'others'} on {where} make room: "
+            f"that would cost others {best.harm_s:.1f} s"
+        )
+        return Decision("wait", None, candidates, rejected, reason)
+    if best.drains:
+        reason = f"waiting for room on {where}: nothing new starts there until it is free"
+        return Decision("wait", None, candidates, rejected, reason, claim=best.seat.key)
+    reason = f"loading {ask.model} on {where}: nobody has it warm"
+    if best.evict:
+        reason += f"; {', '.join(best.evict)} is wanted least there"
+    return Decision("load", best.seat, candidates, rejected, reason, best.evict)
+
+
+def _nowhere(ask: Ask, found: Survey, rejected: tuple[Rejection, ...]) -> Decision:
+    spilling = [seat for seat in found.cold if seat.fits is False]
+    if spilling and len(spilling) == len(found.cold):
+        seat = max(spilling, key=_free)
+        reason = f"{ask.model} fits no device; {seat.where} has the most memory"
+        return Decision("load", seat, (), rejected, reason)
+    crowded = [seat for seat in (*found.cold, *found.small) if seat.fits is not False]
+    if crowded:
+        # Room comes when what runs there ends: this is a queue, not an outage.
+        reason = f"waiting for room on {', '.join(seat.where for seat in crowded)}"
+        return Decision("wait", None, (), rejected, reason)
+    if not rejected:
+        return Decision("fail", None, (), (), "no engine has the model")
+    if all(r.final for r in rejected):
+        return Decision("fail", None, (), rejected, "every engine that has it failed")
+    return Decision("wait", None, (), rejected, NOBODY)
+
+
+def _replica(
+    ask: Ask,
+    found: Survey,
+    best: Offer,
+    candidates: tuple[Candidate, ...],
+    speeds: Speeds,
+    wait_s: float,
+    *,
+    waiting: int,
+) -> Decision | None:
+    """A further replica, where it saves more than it costs."""
+    # Before its first reply nobody knows how long this model serves: be slower to believe it.
+    doubts = 1.0 if speeds.known(ask.model) else 2.0
+    if doubts > 1.0 and (best.evict or best.crowd):
+        return None
+    cost = best.candidate
+    served = sum(seat.slots for seat in found.full) + sum(seat.slots for seat in found.loading)
+    service_s = max(1e-3, speeds.of(cost.seat.key, ask.model, cost.seat.size_bytes).service_s)
+    slots = max(1, cost.seat.slots)
+    ready_s = cost.wait_s + cost.load_s
+    left = max(0.0, waiting - ready_s * served / service_s - slots)
+    then_s = ready_s + left * service_s / (served + slots)
+    saved_s = (wait_s - then_s) * (waiting + 1) / 2
+    margin = LOAD_MARGIN * (2.0 if best.crowd else doubts)
+    if wait_s <= margin * then_s or saved_s <= LOAD_MARGIN * best.harm_s:
+        if best.evict and wait_s > margin * then_s:
+            found.rejected.append(
+                Rejection(
+                    cost.seat.where,
+                    f"{', '.join(best.evict)} is in higher demand there: a load saves "
+                    f"{saved_s:.1f} s and costs {best.harm_s:.1f} s",
+                )
+            )
+        return None
+    rejected = tuple(found.rejected)
+    where = cost.seat.where
+    if best.drains:
+        reason = f"{wait_s:.1f} s of queue > {ready_s:.1f} s until {where} is free and has it"
+        return Decision("wait", None, candidates, rejected, reason, claim=best.seat.key)
+    idle = "" if best.crowd else "idle "
+    reason = f"{wait_s:.1f} s of queue > {cost.load_s:.1f} s load on {idle}{where}"
+    return Decision("load", best.seat, candidates, rejected, reason, best.evict)
+
+
+def _best(made: list[Offer], waiting: int) -> Offer | None:
+    """What costs clients least in all; among those about equal, the emptiest device."""
+    if not made:
+        return None
+
+    def cost_s(offer: Offer) -> float:
+        return (offer.candidate.wait_s + offer.candidate.load_s) * waiting + offer.harm_s
+
+    limit_s = LOAD_TIE * min(cost_s(offer) for offer in made)
+    near = [offer for offer in made if cost_s(offer) <= limit_s]
+    return min(near, key=lambda o: (o.drains, o.crowd, len(o.evict), -_free(o.seat)))
+
+
+def queue_wait_s(
+    ask: Ask, found: Survey, busy: Occupancy, speeds: Speeds, waiting: int, now_s: float
+) -> float:
+    """Expected wait of the last in the queue: loads under way bring slots of their own, the
+    rest comes at the measured rate of service."""
+    remaining_s = []
+    for seat in found.loading:
+        elapsed_s = now_s - busy.loads.get((seat.key, ask.model), now_s)
+        remaining_s.append(max(0.0, speeds.load_s(seat.node, seat.size_bytes) - elapsed_s))
+    load_s = min(remaining_s, default=0.0)
+    left = waiting - sum(seat.slots for seat in found.loading)
+    if left <= 0:
+        return load_s
+    rate = sum(
+        seat.slots / max(1e-3, speeds.of(seat.key, ask.model, seat.size_bytes).service_s)
+        for seat in (*found.full, *found.loading)
+    )
+    return load_s + left / rate if rate else 0.0
+
+
+def _free(seat: Seat) -> int:
+    return seat.free_bytes or 0
