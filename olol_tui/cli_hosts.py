@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from contextlib import aclosing
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from olol_tui.cli_node import config_of, hostkeys
@@ -74,6 +75,7 @@ async def _scan(addresses: list[str], config: ClusterConfig, *, as_json: bool) -
                 parts += [f"known as {name}"] if name else []
                 print("  ".join(parts), flush=True)
     if as_json:
+        rows.sort(key=lambda row: ip_address(row["address"]).packed)
         print(json.dumps({"hosts": rows}, indent=1))
     elif rows:
         new = [str(row["address"]) for row in rows if row["ssh"] and not row["node"]]

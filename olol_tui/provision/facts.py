@@ -1,70 +1,23 @@
 """What a machine is and has, learnt in one command, and read into a type.
 
-A POSIX shell script (`SCRIPT`) finds an interpreter and hands over to `node/survey.py`. On
-a machine without a Python of 3.8 or newer it tells what there is, so that the refusal can
-name it. `parse` is pure.
+The helper's shell script finds an interpreter and hands over to `node/survey.py`. On a
+machine without a Python of 3.8 or newer it tells what there is, so that the refusal can name
+it. `parse` is pure.
 """
 
 from __future__ import annotations
 
-import shlex
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from olol_tui.provision import helper
 from olol_tui.provision.errors import NodeMute
-from olol_tui.provision.shell import Shell
+from olol_tui.provision.helper import MARK_PYTHON, MARK_SYSTEM, Helper
+from olol_tui.provision.helper import answer as read_answer
 from olol_tui.ssh.text import clean
 
 SURVEY_TIMEOUT_S = 30.0
 OLDEST_PYTHON = (3, 8)
-
-_MARK_PYTHON = "OLOL-PYTHON "
-_MARK_SYSTEM = "OLOL-SYSTEM "
-
-SCRIPT = """\
-main() {
-  PATH="${PATH:-/usr/bin:/bin}:/usr/local/bin:/usr/bin:/bin"
-  echo
-  echo "$(MARK_SYSTEM)$(uname -s) $(uname -m) $(uname -n)"
-  chosen=
-  for name in $candidates; do
-    path=$(command -v "$name" 2>/dev/null) || continue
-    case " $seen " in *" $path "*) continue ;; esac
-    seen="$seen $path"
-    version=$("$path" -I -S -c "$check" 2>/dev/null) || version=
-    echo "$(MARK_PYTHON)$path ${version:-broken}"
-    case $version in *" usable") chosen=$path; break ;; esac
-  done
-  if [ -n "$chosen" ]; then exec "$chosen" -I -S -c "$program"; fi
-}
-main </dev/null
-"""
-
-_CHECK = """\
-import sys
-problem = "old"
-if sys.version_info >= (3, 8):
-    problem = "usable"
-    try:
-        import ctypes, fcntl, select, socket, zlib
-    except ImportError as error:
-        problem = "without " + str(error.name)
-print(sys.version.split()[0] + " " + problem)
-"""
-
-_CANDIDATES = (
-    *(f"python3.{minor}" for minor in range(14, 7, -1)),
-    "python3",
-    "/usr/bin/python3",
-    "/usr/libexec/platform-python",
-    "$HOME/miniconda3/bin/python3",
-    "$HOME/anaconda3/bin/python3",
-    "$HOME/miniforge3/bin/python3",
-    "/opt/conda/bin/python3",
-    "/opt/miniconda3/bin/python3",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,36 +115,30 @@ class Facts:
         return (self.machine_id, self.boot_id, self.uid, self.base)
 
 
-async def survey(shell: Shell, directory: str) -> Facts:
-    """Ask a node, in one command.
+async def survey(helper: Helper, directory: str) -> Facts:
+    """Ask a node, in one command; after it the helper has the interpreter that was found.
 
     Raises:
         NodeTrouble, NodeMute: it says nothing that can be read.
         SSHError: the connection failed.
     """
-    mark = helper.new_mark()
-    program = helper.program("survey", "survey", {"directory": directory}, mark)
     before_s = time.time()
-    done = await shell.run(
-        "exec /bin/sh", stdin=_script(program).encode(), timeout_s=SURVEY_TIMEOUT_S
-    )
+    ask = {"directory": directory}
+    said = await helper.begin("survey", "survey", ask, timeout_s=SURVEY_TIMEOUT_S)
     middle_s = (before_s + time.time()) / 2
-    facts = parse(done.stdout, mark, middle_s)
+    facts = parse(said, helper.mark, middle_s)
     if facts is None:
-        said = clean(done.stderr[-2000:]) or clean(done.stdout[-2000:]) or "nothing"
+        done = await helper.ended()
+        told = clean(done.stderr[-2000:]) or clean(said[-2000:]) or "nothing"
         raise NodeMute(
-            f"its shell ended with status {done.status} and said: {said}",
+            f"its shell ended with status {done.status} and said: {told}",
             hint="Does `ssh HOST /bin/sh` give a shell there? Some accounts allow no commands.",
         )
+    if facts.python is None:
+        await helper.close()
+    else:
+        helper.python = facts.python.path
     return facts
-
-
-def _script(program: str) -> str:
-    settings = {"check": _CHECK, "program": program}
-    lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    lines.append(f'candidates="{" ".join(_CANDIDATES)}"')
-    script = SCRIPT.replace("$(MARK_PYTHON)", _MARK_PYTHON)
-    return "\n".join(lines) + "\n" + script.replace("$(MARK_SYSTEM)", _MARK_SYSTEM)
 
 
 def parse(text: str, mark: str, now_s: float) -> Facts | None:
@@ -210,10 +157,10 @@ def parse(text: str, mark: str, now_s: float) -> Facts | None:
     system: list[str] | None = None
     pythons = []
     for line in text.splitlines():
-        if line.startswith(_MARK_SYSTEM):
-            system = [clean(word) for word in line[len(_MARK_SYSTEM) :].split()]
-        elif line.startswith(_MARK_PYTHON):
-            path, _, rest = line[len(_MARK_PYTHON) :].partition(" ")
+        if line.startswith(MARK_SYSTEM):
+            system = [clean(word) for word in line[len(MARK_SYSTEM) :].split()]
+        elif line.startswith(MARK_PYTHON):
+            path, _, rest = line[len(MARK_PYTHON) :].partition(" ")
             version, _, problem = rest.partition(" ")
             if version == "broken":
                 version, problem = "", "broken"
@@ -223,7 +170,7 @@ def parse(text: str, mark: str, now_s: float) -> Facts | None:
     if system is None:
         return None
     name, arch, hostname = (*system, "", "", "")[:3]
-    answer = helper.answer(text, mark)
+    answer = read_answer(text, mark)
     if answer is None:
         return Facts(system=name, arch=arch, hostname=hostname, pythons=tuple(pythons))
     return _facts(name, tuple(pythons), answer, now_s)

@@ -132,7 +132,7 @@ async def _opened(
     name: str, node: NodeConfig, connector: Connector, trusts: Trusts | None
 ) -> AsyncIterator[Shell]:
     while True:
-        async with NodeLink(name, ssh_target(node), connector) as link:
+        async with NodeLink(name, ssh_target(node), connector, data_connections=0) as link:
             try:
                 await link.wait_up()
             except HostKeyUnknown as unknown:

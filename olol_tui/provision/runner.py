@@ -19,6 +19,7 @@ from olol_tui.provision import steps
 from olol_tui.provision.archive import Archives
 from olol_tui.provision.errors import ProvisionError
 from olol_tui.provision.facts import Facts
+from olol_tui.provision.helper import Helper
 from olol_tui.provision.plan import STEPS, Plan, StepName
 from olol_tui.provision.shell import Shell
 from olol_tui.provision.steps import StepResult, Wishes, Work
@@ -145,14 +146,22 @@ class Provisioning:
     async def _carry_out(self, shell: Shell, *, dry_run: bool) -> None:
         job = self.job
         road = job.transport
+        helper = Helper(shell)
         self._work = work = Work(
             shell,
+            helper,
             job.wishes,
             self.archives,
             self._progress,
             None if road is None else lambda socket: road(shell, work.known, socket),
             dry_run=dry_run,
         )
+        try:
+            await self._steps(work, dry_run=dry_run)
+        finally:
+            await helper.close()
+
+    async def _steps(self, work: Work, *, dry_run: bool) -> None:
         for name in self.order:
             if name == "connect" or self._is_settled(name, work):
                 continue

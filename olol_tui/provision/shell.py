@@ -19,6 +19,34 @@ class Done(Protocol):
     def stderr(self) -> str: ...
 
 
+class Talk(Protocol):
+    """A command that runs on, talked with over its standard input and output."""
+
+    async def write(self, data: bytes) -> None:
+        """Give it input; what it does not want any more is dropped.
+
+        Raises:
+            SSHError: the connection failed.
+        """
+        ...
+
+    async def read(self) -> bytes:
+        """What it printed next; empty at its end.
+
+        Raises:
+            SSHError: the connection failed.
+        """
+        ...
+
+    async def end(self) -> Done:
+        """Close its input and wait for its end, not for ever; what was not read is dropped."""
+        ...
+
+    def abandon(self) -> None:
+        """It is in the middle of something that nobody waits for: end it by force."""
+        ...
+
+
 class Shell(Protocol):
     """A way to run commands on one node and to send it files.
 
@@ -30,6 +58,14 @@ class Shell(Protocol):
 
         Raises:
             SSHError: the connection failed, or the command took too long.
+        """
+        ...
+
+    def talk(self, command: str) -> AbstractAsyncContextManager[Talk]:
+        """Start a command and talk with it; on leaving it is ended.
+
+        Raises, on entering:
+            SSHError: the connection failed, or opens no session.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -10,10 +11,11 @@ import httpx
 
 from olol_tui.fleet.agent_client import AgentClient
 from olol_tui.provision import facts as survey
-from olol_tui.provision import helper, upload
+from olol_tui.provision import upload
 from olol_tui.provision.archive import Archives
-from olol_tui.provision.errors import NodeTrouble, PlanRefused, ProvisionError
+from olol_tui.provision.errors import PlanRefused, ProvisionError
 from olol_tui.provision.facts import Facts
+from olol_tui.provision.helper import Helper, Progress
 from olol_tui.provision.plan import (
     Plan,
     Planned,
@@ -74,6 +76,7 @@ class Work:
     """What the steps of one run share."""
 
     shell: Shell
+    helper: Helper
     wishes: Wishes
     archives: Archives
     progress: Callable[[str, float | None], None]
@@ -117,7 +120,7 @@ class Work:
 
 async def learn(work: Work) -> Outcome:
     """Facts, and the plan that follows from them."""
-    facts = await survey.survey(work.shell, work.wishes.directory)
+    facts = await survey.survey(work.helper, work.wishes.directory)
     work.facts = facts
     work.plan = plan(facts, work.wishes.wanted)
     work.socket = str(facts.record.get("socket") or facts.socket)
@@ -141,38 +144,25 @@ async def agent(work: Work) -> Outcome:
     if step.action == "keep":
         return Outcome(step.text, changed=False)
     source = work.wishes.agent
-    try:
-        path, way = await _uploaded(work, "bin", source)
-    except NodeTrouble as error:
-        if error.kind != "damaged":
-            raise
-        work.log.append(error.message)
-        path, way = await _uploaded(work, "bin", source)
-    return Outcome(f"{format_size(source.size)} by {way}, checked", log=(path,))
-
-
-async def _uploaded(work: Work, folder: str, source: upload.Source) -> tuple[str, str]:
-    part, way = await _upload(work, folder, source)
-    ask = {"directory": work.wishes.directory, "part": part, "sha256": source.sha256}
-    done = await helper.call(work.shell, work.python, "place", "install_agent", ask)
+    done = await work.helper.call(
+        "place",
+        "install_agent",
+        {"directory": work.wishes.directory, "sha256": source.sha256},
+        data=await asyncio.to_thread(upload.read, source),
+        progress=_counting(work),
+        timeout_s=upload.PIECE_TIMEOUT_S,
+    )
     if removed := done.get("removed"):
         work.log.append(f"removed {len(removed)} old agents")
-    return str(done["path"]), way
+    return Outcome(f"{format_size(source.size)} sent, checked", log=(clean(str(done["path"])),))
 
 
-async def _upload(work: Work, folder: str, source: upload.Source) -> tuple[str, str]:
+def _counting(work: Work) -> Progress:
     def progress(there: int, size: int) -> None:
         text = f"{format_size(there)} of {format_size(size)}"
         work.progress(text, there / size if size else None)
 
-    return await upload.upload(
-        work.shell,
-        work.python,
-        source,
-        directory=work.wishes.directory,
-        folder=folder,
-        progress=progress,
-    )
+    return progress
 
 
 async def engine(work: Work) -> Outcome:
@@ -190,18 +180,19 @@ async def engine(work: Work) -> Outcome:
     if archive.kind == "tar.zst" and "zstd" not in facts.tools:
         archive = await work.archives.repacked(archive, work.progress)
         work.log.append("packed anew with gzip: there is no zstd there")
-    part, way = await _upload(work, "engines", archive.source)
+    directory = work.wishes.directory
+    part, way = await upload.upload(
+        work.shell, work.helper, archive.source, directory=directory, progress=_counting(work)
+    )
     work.progress("unpacking", None)
     ask = {
-        "directory": work.wishes.directory,
+        "directory": directory,
         "part": part,
         "sha256": archive.source.sha256,
         "kind": archive.kind,
         "id": archive.release[:16],
     }
-    done = await helper.call(
-        work.shell, work.python, "place", "install_ollama", ask, timeout_s=UNPACK_TIMEOUT_S
-    )
+    done = await work.helper.call("place", "install_ollama", ask, timeout_s=UNPACK_TIMEOUT_S)
     size = format_size(archive.source.size)
     return Outcome(
         f"Ollama {clean(str(done['version']))} installed, {size} by {way}",
@@ -229,9 +220,7 @@ async def service(work: Work) -> Outcome:
         "python": work.python,
         "keep": "unit" if keeps_by_unit(facts) else "detached",
     }
-    done = await helper.call(
-        work.shell, work.python, "service", "ensure", ask, timeout_s=SERVICE_TIMEOUT_S
-    )
+    done = await work.helper.call("service", "ensure", ask, timeout_s=SERVICE_TIMEOUT_S)
     work.socket = str(done["socket"])
     hello = done.get("hello") or {}
     work.pid = hello.get("pid")
@@ -248,11 +237,12 @@ async def health(work: Work) -> Outcome:
     """The agent answers by the road that the gateway takes, and knows its devices."""
     if work.transport is None:
         ask = {"directory": work.wishes.directory}
-        done = await helper.call(work.shell, work.python, "survey", "survey", ask)
+        done = await work.helper.call("survey", "survey", ask)
         found = done.get("agent") or {}
         if found.get("sha256") is None:
             raise ProvisionError(f"the agent does not answer: {clean(str(found.get('error')))}")
         return Outcome(f"agent {clean(str(found['version']))} answers", changed=False)
+    await work.helper.close()  # Looking for the socket may take a session.
     async with AgentClient(work.transport(work.socket), "node") as client:
         hello = await client.hello()
         if hello.machine_id != work.known.machine_id:
@@ -303,9 +293,7 @@ async def proof(work: Work) -> Outcome:
 
 
 async def _removal(work: Work, function: str, ask: dict[str, Any]) -> dict[str, Any]:
-    return await helper.call(
-        work.shell, work.python, "remove", function, ask, timeout_s=SERVICE_TIMEOUT_S
-    )
+    return await work.helper.call("remove", function, ask, timeout_s=SERVICE_TIMEOUT_S)
 
 
 STEP_WORK: dict[StepName, Callable[[Work], Awaitable[Outcome]]] = {

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import asyncssh
 
-from olol_tui.provision import helper
 from olol_tui.provision.errors import NodeTrouble, UploadFailed
+from olol_tui.provision.helper import Helper, Progress
 from olol_tui.provision.shell import Shell
 from olol_tui.ssh.errors import LinkLost, SftpMissing, SSHError
 from olol_tui.ssh.text import clean
@@ -27,9 +25,6 @@ SFTP_PIECE_BYTES = 2 * 2**20
 CAT_PIECE_BYTES = 4 * 2**20
 """A session each: what is lost when the line is cut."""
 PIECE_TIMEOUT_S = 300.0
-
-Progress = Callable[[int, int], None]
-"""(bytes there, bytes in all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +37,13 @@ class Source:
 
 
 async def upload(
-    shell: Shell,
-    python: str,
-    source: Source,
-    *,
-    directory: str,
-    folder: str,
-    progress: Progress,
+    shell: Shell, helper: Helper, source: Source, *, directory: str, progress: Progress
 ) -> tuple[str, str]:
-    """Bring the file into a part on the node.
+    """Bring an archive into a part on the node.
 
     Args:
+        helper: of that node; it rests meanwhile.
         directory: of our files there, as configured.
-        folder: `bin` or `engines`.
 
     Returns:
         The path of the part, and the way it took: `sftp` or `cat`.
@@ -62,17 +51,13 @@ async def upload(
     Raises:
         ProvisionError, SSHError: it is not there; what arrived is used by the next try.
     """
-    ask = {
-        "directory": directory,
-        "folder": folder,
-        "sha256": source.sha256,
-        "size": source.size,
-    }
-    place = await helper.call(shell, python, "place", "prepare", ask)
+    ask = {"directory": directory, "sha256": source.sha256, "size": source.size}
+    place = await helper.call("place", "prepare", ask)
     part, have = str(place["part"]), int(place["size"])
     progress(have, source.size)
     if have == source.size:
         return part, "there already"
+    await helper.close()  # It and SFTP are two sessions; there may be room for one.
     try:
         await _over_sftp(shell, source, part, have, progress)
     except SftpMissing:
@@ -82,7 +67,7 @@ async def upload(
     except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection) as error:
         raise _broke(error) from error
     except asyncssh.SFTPError as error:
-        await _explain(shell, python, ask, error)
+        await _explain(helper, directory, error)
     except SSHError:
         raise
     except (asyncssh.Error, OSError) as error:
@@ -138,11 +123,9 @@ async def _through_cat(
     return part
 
 
-async def _explain(
-    shell: Shell, python: str, ask: dict[str, Any], error: asyncssh.SFTPError
-) -> None:
+async def _explain(helper: Helper, directory: str, error: asyncssh.SFTPError) -> None:
     """SFTP says no more than «Failure» to a full disk: the node is asked itself."""
-    facts = await helper.call(shell, python, "survey", "survey", {"directory": ask["directory"]})
+    facts = await helper.call("survey", "survey", {"directory": directory})
     free = facts["disk"].get("free_bytes")
     if isinstance(free, int) and free < 2**20:
         raise NodeTrouble(
@@ -163,3 +146,15 @@ def _read(path: Path, offset: int, size: int) -> bytes:
             return file.read(size)
     except OSError as error:
         raise UploadFailed(f"{path} cannot be read here: {error.strerror}") from error
+
+
+def read(source: Source) -> bytes:
+    """A file as a whole. Blocking.
+
+    Raises:
+        UploadFailed: it is not what it was.
+    """
+    data = _read(source.path, 0, source.size + 1)
+    if len(data) != source.size:
+        raise UploadFailed(f"{source.path} changed meanwhile", hint="Try again.")
+    return data

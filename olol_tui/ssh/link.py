@@ -25,7 +25,7 @@ from olol_tui.ssh.channels import DataPath, Factory, open_channel
 from olol_tui.ssh.connection import Connection, Connector
 from olol_tui.ssh.errors import ForwardingForbidden, LinkDown, LinkLost, SSHError
 from olol_tui.ssh.http import DialTransport
-from olol_tui.ssh.sessions import COMMAND_TIMEOUT_S, Completed, Sessions
+from olol_tui.ssh.sessions import COMMAND_TIMEOUT_S, Completed, Sessions, Talk
 from olol_tui.ssh.streams import Streams
 from olol_tui.ssh.target import Target
 
@@ -71,7 +71,9 @@ class NodeLink:
         target: where it is.
         connector: opens connections, shared by all links.
         on_state: called on every change, on the event loop.
-        data_connections: at most so many, opened as streams need them.
+        data_connections: at most so many, opened as streams need them; with 0 there is the
+            control connection alone, for a short errand, and another one only where streams
+            have to go over stdio.
         python: the node's interpreter for streams over stdio; may be set later.
         jitter: 0…1, for tests.
     """
@@ -101,6 +103,8 @@ class NodeLink:
         self._changed = asyncio.Event()
         self._retry = asyncio.Event()
         self._failed_attempts = 0
+        self._is_brief = data_connections == 0
+        self._opening_data = asyncio.Lock()
         self._streams = Streams(name, self._need_data, self._is_socket, python)
 
     async def __aenter__(self) -> NodeLink:
@@ -172,6 +176,12 @@ class NodeLink:
         return await self._need_sessions().run(
             command, stdin=stdin, timeout_s=timeout_s, check=check
         )
+
+    @asynccontextmanager
+    async def talk(self, command: str) -> AsyncIterator[Talk]:
+        """A command that runs on; see `Sessions.talk`."""
+        async with self._need_sessions().talk(command) as talk:
+            yield talk
 
     @asynccontextmanager
     async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
@@ -271,12 +281,11 @@ class NodeLink:
         if self._control is None:
             self._control = await self._connect()
             self._sessions = Sessions(self._control)
-        if self._data is None:
-            self._data = await self._connect()
-            self._path.add(self._data)
+        if self._data is None and not self._is_brief:
+            await self._open_data()
         error: SSHError | None = None
         try:
-            await self._streams.probe()
+            await self._streams.probe(self._data or self._control)
         except ForwardingForbidden as problem:
             # Commands still work, so that somebody can find out and help.
             error = problem
@@ -292,13 +301,16 @@ class NodeLink:
             )
         )
 
+    async def _open_data(self) -> None:
+        self._data = await self._connect()
+        self._path.add(self._data)
+
     async def _connect(self) -> Connection:
         return await self._connector.connect(self.name, self.target)
 
     async def _broken(self) -> str:
         """Wait until one of the two connections is lost, and say why."""
-        assert self._control is not None and self._data is not None
-        both = (self._control, self._data)
+        both = [one for one in (self._control, self._data) if one is not None]
         waits = [asyncio.ensure_future(connection.lost.wait()) for connection in both]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -338,7 +350,10 @@ class NodeLink:
             raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
         return self._sessions
 
-    def _need_data(self) -> Connection:
+    async def _need_data(self) -> Connection:
+        async with self._opening_data:
+            if self._data is None and self._is_brief:
+                await self._open_data()
         if self._data is None or self._data.is_lost:
             raise LinkDown(f"{self.name}: {self.state.reason or 'not connected yet'}")
         return self._data

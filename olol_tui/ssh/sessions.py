@@ -37,6 +37,10 @@ _FULL_S = 5.0
 """How long a server may refuse a session though none of ours is open."""
 _ASK_AGAIN_S = 0.1
 
+_END_S = 3.0
+"""For a command that is told to end."""
+_COMPLAINT_BYTES = 8192
+
 _T = TypeVar("_T")
 
 
@@ -110,6 +114,20 @@ class Sessions:
             said = clean(done.stderr or done.stdout) or "it said nothing"
             raise CommandFailed(f"{name}: status {done.status}: {clean(command, 120)}: {said}")
         return done
+
+    @asynccontextmanager
+    async def talk(self, command: str) -> AsyncIterator[Talk]:
+        """Start a command through the user's shell and talk with it; on leaving it is ended.
+
+        Raises:
+            LinkLost, SessionsForbidden: see `errors`.
+        """
+        async with self._process(command) as process:
+            talk = Talk(self._connection, process)
+            try:
+                yield talk
+            finally:
+                await talk.close()
 
     @asynccontextmanager
     async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
@@ -207,6 +225,82 @@ class Sessions:
             f"{connection.name}: the host opens no session: {clean(error.reason)}",
             hint="sshd_config of the node: MaxSessions, ForceCommand, PermitTTY.",
         )
+
+
+class Talk:
+    """A command that runs on. Made and ended by `Sessions.talk`."""
+
+    def __init__(self, connection: Connection, process: asyncssh.SSHClientProcess[bytes]) -> None:
+        self._connection = connection
+        self._process = process
+        self._is_abandoned = False
+        self._said = bytearray()
+        self._complaints = asyncio.ensure_future(self._listen())
+
+    async def write(self, data: bytes) -> None:
+        """Give it input; what it does not want any more is dropped.
+
+        Raises:
+            LinkLost: the connection failed.
+        """
+        # A command that has ended is found out by reading.
+        with contextlib.suppress(BrokenPipeError):
+            try:
+                self._process.stdin.write(data)
+                await self._process.stdin.drain()
+            except (asyncssh.Error, ConnectionResetError) as error:
+                raise self._lost(error) from error
+
+    async def read(self) -> bytes:
+        """What it printed next; empty at its end.
+
+        Raises:
+            LinkLost: the connection failed.
+        """
+        try:
+            data = await self._process.stdout.read(_PART_BYTES)
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(error) from error
+        if not data and self._connection.is_lost:
+            raise self._lost()
+        return data
+
+    async def end(self) -> Completed:
+        """Close its input and wait for its end, some seconds; by force if it was abandoned."""
+        process = self._process
+        if not self._is_abandoned:
+            with contextlib.suppress(TimeoutError, OSError, asyncssh.Error):
+                async with asyncio.timeout(_END_S):
+                    process.stdin.write_eof()
+                    # What is not taken off the channel keeps the end of it back.
+                    while await process.stdout.read(_PART_BYTES):
+                        pass
+                    await process.wait_closed()
+        status = process.exit_status
+        said = self._said.decode(errors="replace")
+        return Completed(process.command or "", -1 if status is None else status, "", said)
+
+    def abandon(self) -> None:
+        """It is in the middle of something that nobody waits for: end it by force."""
+        self._is_abandoned = True
+
+    async def close(self) -> None:
+        try:
+            await self.end()
+        finally:
+            self._complaints.cancel()
+            await asyncio.gather(self._complaints, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        """Keep the last of what it complains about."""
+        with contextlib.suppress(asyncssh.Error, OSError):
+            while part := await self._process.stderr.read(_PART_BYTES):
+                self._said += part
+                del self._said[:-_COMPLAINT_BYTES]
+
+    def _lost(self, error: Exception | None = None) -> LinkLost:
+        reason = self._connection.reason or (clean(str(error)) if error is not None else "")
+        return LinkLost(f"{self._connection.name}: {reason}")
 
 
 class _TooMuch(Exception):

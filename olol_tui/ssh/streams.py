@@ -31,7 +31,7 @@ class Streams:
     def __init__(
         self,
         name: str,
-        carrier: Callable[[], Connection],
+        carrier: Callable[[], Awaitable[Connection]],
         is_socket: Callable[[str], Awaitable[bool]],
         python: str,
     ) -> None:
@@ -49,8 +49,11 @@ class Streams:
         """Streams over stdio."""
         return 0 if self._mux is None else self._mux.streams
 
-    async def probe(self) -> None:
+    async def probe(self, connection: Connection) -> None:
         """Find out whether sshd forwards; start the way around if it does not.
+
+        Args:
+            connection: any one to that sshd.
 
         Raises:
             ForwardingForbidden: neither works.
@@ -58,7 +61,7 @@ class Streams:
         self._unix_works = None
         self.tcp_forbidden = False
         try:
-            protocol = await open_channel(self._carrier(), PROBE, Discard)
+            protocol = await open_channel(connection, PROBE, Discard)
         except (ChannelRefused, NoCapacity):
             return
         except ForwardingForbidden:
@@ -122,9 +125,12 @@ class Streams:
         if self._mux is not None and not self._mux.is_ended:
             return self._mux
         if self._starting is None:
-            self._starting = asyncio.ensure_future(StdioMux.start(self._carrier(), self.python))
+            self._starting = asyncio.ensure_future(self._start_mux())
             self._starting.add_done_callback(self._started)
         return await asyncio.shield(self._starting)
+
+    async def _start_mux(self) -> StdioMux:
+        return await StdioMux.start(await self._carrier(), self.python)
 
     def _started(self, starting: asyncio.Task[StdioMux]) -> None:
         self._starting = None

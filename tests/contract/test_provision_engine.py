@@ -17,8 +17,8 @@ import pytest
 
 from olol_tui.provision import facts
 from olol_tui.provision.archive import Archives
+from olol_tui.provision.helper import Helper
 from olol_tui.provision.runner import Provisioning
-from olol_tui.provision.shell import Shell
 from olol_tui.provision.steps import StepResult, Wishes
 from tests.contract.provision_rig import AgentCalls, Told, agent_file, job, wishes
 from tests.contract.sshd_host import SshdHost, needs_sshd, sshd_host
@@ -103,14 +103,26 @@ async def test_an_engine_that_comes_later_is_found_without_a_restart(
         assert agent.http.get("/v1/inventory").json()["engines"]["ollama"] is not None
 
 
+@pytest.mark.parametrize("settings", ["Subsystem none", "Subsystem sftp /bin/false"])
+async def test_without_sftp_the_engine_goes_through_a_session(
+    tmp_path: Path, settings: str
+) -> None:
+    with sshd_host(tmp_path / "h1", settings=f"{settings}\nMaxSessions 1") as host:
+        path = release(tmp_path / "dist", "ollama.tgz", ballast=6 * 2**20)
+        run = Provisioning(job(host.shell, wanting(tmp_path, path)), Archives(tmp_path))
+        report = await run.run()
+        assert report.ok, report.failure
+        assert "by cat" in step(report.steps, "engine").message
+
+
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="needs zstd")
 async def test_a_node_without_zstd_gets_the_archive_packed_anew(
     host: SshdHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = facts.survey
 
-    async def without(shell: Shell, directory: str) -> facts.Facts:
-        found = await real(shell, directory)
+    async def without(helper: Helper, directory: str) -> facts.Facts:
+        found = await real(helper, directory)
         return replace(found, tools=found.tools - {"zstd"})
 
     monkeypatch.setattr(facts, "survey", without)

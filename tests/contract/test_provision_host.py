@@ -71,14 +71,6 @@ async def test_a_dry_run_leaves_nothing_behind(host: SshdHost, tmp_path: Path) -
     assert list(host.home.iterdir()) == []
 
 
-async def test_without_sftp_the_agent_goes_through_a_session(tmp_path: Path) -> None:
-    with sshd_host(tmp_path / "h1", settings="Subsystem none") as host:
-        what = wishes(agent_file(tmp_path))
-        report = await Provisioning(job(host.shell, what), Archives(tmp_path)).run()
-        assert report.ok, report.failure
-        assert "by cat" in next(s.message for s in report.steps if s.name == "agent")
-
-
 @pytest.mark.parametrize("version", MODERN)
 async def test_every_python_that_a_node_may_have(version: str, tmp_path: Path) -> None:
     place = tmp_path / "python"

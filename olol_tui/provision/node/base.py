@@ -30,6 +30,11 @@ class Trouble(Exception):
         self.hint = hint
 
 
+def ready(ask: dict[str, Any]) -> dict[str, Any]:
+    """For whoever has data to send: it may follow from now on."""
+    return {}
+
+
 class Layout:
     """Where things are on this machine. Homes may be shared: what is of one machine says so."""
 
@@ -123,8 +128,8 @@ def sha256(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes, mode: int) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(str(part), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    part = _beside(path)
+    descriptor = os.open(str(part), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -137,6 +142,11 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
         raise
 
 
+def _beside(path: Path) -> Path:
+    """A name that no other writer has: of a home that machines share, pids say nothing."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+
+
 def point(link: Path, target: str) -> None:
     """Make or repoint a symbolic link; there is no moment without one."""
     try:
@@ -144,9 +154,7 @@ def point(link: Path, target: str) -> None:
             return
     except OSError:
         pass
-    part = link.with_name(f".{link.name}.{os.getpid()}")
-    if os.path.lexists(str(part)):
-        part.unlink()
+    part = _beside(link)
     part.symlink_to(target)
     part.replace(link)
 

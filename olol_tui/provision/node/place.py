@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -24,64 +25,32 @@ _BUILD = re.compile(r"[0-9a-f]{64}\.pyz")
 _ENGINE = re.compile(r"ollama-[0-9a-f]{16}")
 
 
-def prepare(ask: dict[str, Any]) -> dict[str, Any]:
-    """Make the directories; where to upload to, and how much of that is already there.
-
-    Args:
-        ask: `directory`, `folder` (bin or engines), `sha256` of what will be uploaded.
-    """
-    layout = base.Layout(str(ask["directory"]))
-    folder = layout.engines if ask["folder"] == "engines" else layout.bin
-    base.make_base(layout)
-    for directory in (folder, layout.states, layout.state):
-        base.make_private(directory)
-    # The home may be shared: two machines must not write the same part.
-    part = folder / (".{}.{}.part".format(ask["sha256"], layout.machine_id[:8]))
-    try:
-        if part.is_symlink():
-            part.unlink()
-        descriptor = os.open(str(part), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.close(descriptor)
-        size = part.stat().st_size
-    except OSError as error:
-        raise base.disk_trouble(part, error) from error
-    if size > int(ask["size"]):
-        os.truncate(str(part), 0)
-        size = 0
-    return {"part": str(part), "size": size}
-
-
 def install_agent(ask: dict[str, Any]) -> dict[str, Any]:
-    """Check the uploaded agent, rename it into place, remove old ones.
+    """Put the agent into its place, remove old ones.
 
     Args:
-        ask: `directory`, `part`, `sha256`.
+        ask: `directory`, `sha256`, `data`: the zipapp.
     """
     layout = base.Layout(str(ask["directory"]))
-    part, digest = Path(str(ask["part"])), str(ask["sha256"])
-    _check(part, digest)
+    digest, data = str(ask["sha256"]), bytes(ask["data"])
+    _check(hashlib.sha256(data).hexdigest(), digest)
     final = layout.bin / (digest + ".pyz")
+    _make_directories(layout, layout.bin)
     try:
-        part.chmod(0o500)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(final)
+        base.write_atomic(final, data, 0o500)
     except OSError as error:
         raise base.disk_trouble(final, error) from error
     return {"path": str(final), "removed": _collect_builds(layout, keep=final)}
 
 
-def _check(part: Path, digest: str) -> None:
-    try:
-        found = base.sha256(part)
-    except FileNotFoundError:
-        raise base.Trouble(
-            "absent",
-            f"what was uploaded is not at {part}",
-            "SFTP may show another tree than the shell does (ChrootDirectory).",
-        ) from None
+def _make_directories(layout: base.Layout, folder: Path) -> None:
+    base.make_base(layout)
+    for directory in (folder, layout.states, layout.state):
+        base.make_private(directory)
+
+
+def _check(found: str, digest: str) -> None:
     if found != digest:
-        part.unlink()
         raise base.Trouble(
             "damaged",
             f"the upload was damaged on its way: expected sha256 {digest[:12]}…, got {found[:12]}…",
@@ -131,6 +100,30 @@ def _running() -> bytes:
 # -- engines
 
 
+def prepare(ask: dict[str, Any]) -> dict[str, Any]:
+    """Make the directories; where to upload an archive to, and how much of it is there already.
+
+    Args:
+        ask: `directory`, `sha256` and `size` of what will be uploaded.
+    """
+    layout = base.Layout(str(ask["directory"]))
+    _make_directories(layout, layout.engines)
+    # The home may be shared: two machines must not write the same part.
+    part = layout.engines / (".{}.{}.part".format(ask["sha256"], layout.machine_id[:8]))
+    try:
+        if part.is_symlink():
+            part.unlink()
+        descriptor = os.open(str(part), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(descriptor)
+        size = part.stat().st_size
+    except OSError as error:
+        raise base.disk_trouble(part, error) from error
+    if size > int(ask["size"]):
+        os.truncate(str(part), 0)
+        size = 0
+    return {"part": str(part), "size": size}
+
+
 def install_ollama(ask: dict[str, Any]) -> dict[str, Any]:
     """Unpack the uploaded archive and point this machine's engine at it.
 
@@ -142,9 +135,9 @@ def install_ollama(ask: dict[str, Any]) -> dict[str, Any]:
     final = layout.engines / ("ollama-" + str(ask["id"]))
     if not final.is_dir():
         part = Path(str(ask["part"]))
-        _check(part, str(ask["sha256"]))
+        _check_part(part, str(ask["sha256"]))
         # Never unpack over something: a half of it must not look like the whole.
-        fresh = layout.engines / f".{final.name}.{os.getpid()}"
+        fresh = layout.engines / f".{final.name}.{os.urandom(4).hex()}"
         try:
             fresh.mkdir(mode=0o700)
             _unpack(part, str(ask["kind"]), fresh)
@@ -164,6 +157,22 @@ def install_ollama(ask: dict[str, Any]) -> dict[str, Any]:
         "version": version,
         "removed": _collect_engines(layout),
     }
+
+
+def _check_part(part: Path, digest: str) -> None:
+    try:
+        found = base.sha256(part)
+    except FileNotFoundError:
+        raise base.Trouble(
+            "absent",
+            f"what was uploaded is not at {part}",
+            "SFTP may show another tree than the shell does (ChrootDirectory).",
+        ) from None
+    try:
+        _check(found, digest)
+    except base.Trouble:
+        part.unlink()
+        raise
 
 
 def _unpack(archive: Path, kind: str, into: Path) -> None:

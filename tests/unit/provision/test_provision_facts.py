@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from olol_tui.provision import helper
 from olol_tui.provision.errors import NodeMute, NodeTrouble
 from olol_tui.provision.facts import Interpreter, parse, survey
+from olol_tui.provision.helper import Helper
+from olol_tui.provision.helper import answer as read_answer
 
 MARK = "OLOL-0123456789abcdef "
 ESCAPES = "\x1b]0;owned\x07\x1b[2J"
@@ -91,7 +95,7 @@ def test_a_forged_answer_has_no_mark() -> None:
 def test_trouble_on_the_node_is_told_in_its_words() -> None:
     text = MARK + json.dumps({"trouble": ["full", f"{ESCAPES}the disk is full", "Free some."]})
     with pytest.raises(NodeTrouble, match=r"^the disk is full$") as caught:
-        helper.answer(text, MARK)
+        read_answer(text, MARK)
     assert (caught.value.kind, caught.value.hint) == ("full", "Free some.")
 
 
@@ -105,6 +109,27 @@ class Ended:
     stderr: str
 
 
+class LocalTalk:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        assert process.stdin is not None and process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    async def write(self, data: bytes) -> None:
+        self._stdin.write(data)
+
+    async def read(self) -> bytes:
+        return await self._stdout.read(65536)
+
+    async def end(self) -> Ended:
+        self._stdin.close()
+        out, err = await self._process.communicate()
+        return Ended(self._process.returncode or 0, out.decode(), err.decode())
+
+    def abandon(self) -> None:
+        self._process.kill()
+
+
 class LocalShell:
     """A shell of this machine with another environment."""
 
@@ -113,12 +138,20 @@ class LocalShell:
         self.commands = 0
 
     async def run(self, command: str, *, stdin: bytes = b"", timeout_s: float = 30.0) -> Ended:
+        raise AssertionError("facts are had by talking")
+
+    @asynccontextmanager
+    async def talk(self, command: str) -> AsyncIterator[LocalTalk]:
         self.commands += 1
         process = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", command, stdin=-1, stdout=-1, stderr=-1, env=self.env
         )
-        out, err = await asyncio.wait_for(process.communicate(stdin), timeout_s)
-        return Ended(process.returncode or 0, out.decode(), err.decode())
+        talk = LocalTalk(process)
+        try:
+            yield talk
+        finally:
+            if process.returncode is None:
+                await talk.end()
 
     def sftp(self) -> Any:
         raise AssertionError("facts need no files")
@@ -138,7 +171,13 @@ async def test_one_command_tells_all(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     shell = LocalShell(HOME=str(home), PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    facts = await survey(shell, "")
+    helper = Helper(shell)
+    facts = await survey(helper, "")
+    # The same interpreter takes the next errand, and its data.
+    ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest()}
+    with pytest.raises(NodeTrouble, match="damaged on its way"):
+        await helper.call("place", "install_agent", ask, data=b"other")
+    await helper.close()
     assert shell.commands == 1
     assert [python.problem for python in facts.pythons] == ["broken", "old", ""]
     assert facts.python is not None
@@ -154,9 +193,27 @@ async def test_one_command_tells_all(tmp_path: Path) -> None:
 
 
 async def test_an_account_without_commands_is_told(tmp_path: Path) -> None:
-    class NoLogin(LocalShell):
-        async def run(self, command: str, *, stdin: bytes = b"", timeout_s: float = 30.0) -> Ended:
-            return Ended(1, f"{ESCAPES}This account is currently not available.\n", "")
+    no_login = f"printf '{ESCAPES}This account is currently not available.'; exit 1 #"
 
-    with pytest.raises(NodeMute, match="said: This account is currently not available"):
-        await survey(NoLogin(), "")
+    class NoLogin(LocalShell):
+        def talk(self, command: str) -> Any:
+            return super().talk(no_login + command)
+
+    with pytest.raises(NodeMute, match="status 1 and said: This account is currently not"):
+        await survey(Helper(NoLogin()), "")
+
+
+async def test_a_python_that_dies_and_one_that_is_started_again(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    shell = LocalShell(HOME=str(home), PATH="/usr/bin:/bin")
+    helper = Helper(shell)
+    helper.python = "/nowhere/python3"
+    with pytest.raises(NodeMute, match="/nowhere/python3 ended with status 127"):
+        await helper.call("survey", "survey", {"directory": ""})
+    helper.python = sys.executable
+    ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest()}
+    done = await helper.call("place", "install_agent", ask, data=b"agent")
+    assert Path(done["path"]).read_bytes() == b"agent"
+    await helper.close()
+    assert shell.commands == 2

@@ -47,9 +47,11 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile
 
 
 def test_what_travels_is_small_and_whole() -> None:
-    """The survey is one argument of a command: Linux takes 128 KiB."""
+    """The first errand is an argument of a command: Linux takes 128 KiB."""
     for module in ("survey", "place", "service", "remove"):
-        text = helper.program(module, "f", {"directory": "'\"\\ü\n"}, helper.new_mark())
+        line = helper.errand(module, "f", {"directory": "'\"\\ü\n"})
+        assert "\n" not in line
+        text = helper.program(line, helper.new_mark())
         compile(text, module, "exec")
         assert len(text) < 100_000
 
@@ -92,17 +94,18 @@ def test_links_inside_an_archive_and_modes_are_kept_safe(tmp_path: Path) -> None
 
 
 def test_an_upload_that_was_damaged_is_thrown_away(home: Path) -> None:
-    ask = {**ASK, "folder": "bin", "sha256": "a" * 64, "size": 10}
+    ask = {**ASK, "sha256": "a" * 64, "size": 10}
     there = place.prepare(ask)
     Path(there["part"]).write_bytes(b"0123456789")
+    install = {**ASK, "part": there["part"], "sha256": "a" * 64, "kind": "tgz", "id": "0" * 16}
     with pytest.raises(base.Trouble, match="damaged on its way") as caught:
-        place.install_agent({**ASK, "part": there["part"], "sha256": "a" * 64})
+        place.install_ollama(install)
     assert caught.value.kind == "damaged"
     assert place.prepare(ask)["size"] == 0
 
 
 def test_a_part_is_gone_on_with_unless_it_cannot_be_ours(home: Path) -> None:
-    ask = {**ASK, "folder": "engines", "sha256": "b" * 64, "size": 10}
+    ask = {**ASK, "sha256": "b" * 64, "size": 10}
     part = Path(place.prepare(ask)["part"])
     part.write_bytes(b"01234")
     assert place.prepare(ask)["size"] == 5

@@ -9,12 +9,12 @@ from olol_tui.provision.runner import Report
 from olol_tui.provision.steps import StepResult
 from olol_tui.provision.telling import plan_lines, report_json, step_lines, summary_line
 
-DONE = StepResult("agent", "done", "194 KiB by sftp, checked", took_s=0.234)
+DONE = StepResult("agent", "done", "194 KiB sent, checked", took_s=0.234)
 FAILED = StepResult("python", "failed", "no python3 was found", "Install python3.", 0.01)
 
 
 def test_a_step_is_a_line_and_its_hint() -> None:
-    assert step_lines("h1", DONE, 3) == ["h1   ● agent    194 KiB by sftp, checked  0.2 s"]
+    assert step_lines("h1", DONE, 3) == ["h1   ● agent    194 KiB sent, checked  0.2 s"]
     assert step_lines("h10", FAILED, 3) == [
         "h10  ✖ python   no python3 was found",
         "                Install python3.",
