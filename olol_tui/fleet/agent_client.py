@@ -109,6 +109,14 @@ class AgentClient:
             "POST", "/v1/models", Models, body=ask, timeout_s=INVENTORY_TIMEOUT_S
         )
 
+    async def shape(self, *, path: str = "", name: str = "", store: str = "") -> dict[str, Any]:
+        """Facts of a GGUF's header, by its path or by a name in Ollama's store.
+
+        For `models.shape.shape_of`; `layers` holds the paths of what belongs to the model.
+        """
+        ask = {"path": path, "name": name, "store": store}
+        return await self._call("POST", "/v1/shape", dict, body=ask, timeout_s=INVENTORY_TIMEOUT_S)
+
     async def engines(self) -> Engines:
         return await self._call("GET", "/v1/engines", Engines)
 

@@ -99,7 +99,7 @@ def kv_bytes(shape: Shape, settings: Settings) -> tuple[int, ...]:
         shape.key_elements, shape.value_elements, shape.windows, shape.recurrent_bytes, strict=True
     ):
         kept = min(cells, _padded(window * shared + settings.ubatch)) if window else cells
-        token = (key + value) // block * size
+        token = (-(-key // block) + -(-value // block)) * size
         found.append(kept * streams * token + state * settings.slots)
     return tuple(found)
 

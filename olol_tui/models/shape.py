@@ -11,19 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_MAX_LAYERS = 4096
-_PATTERNS: dict[str, int] = {
-    "gemma2": 2,
-    "gemma3": 6,
-    "gemma3n": 5,
-    "gemma-embedding": 6,
-    "cohere2": 4,
-    "olmo2": 4,
-    "gpt-oss": 2,
-    "llama4": 4,
-    "exaone4": 4,
-}
-"""Every n-th layer sees the whole context, the others a window; from llama.cpp's models."""
+from olol_tui.models.architectures import attends, caveat, recurs, state_bytes, windows
+from olol_tui.models.loadable import verdict
+
+_MAX_LAYERS = 512
+"""llama.cpp's own limit."""
+_MAX_SIZE = 1 << 32
+_INPUT = frozenset({"token_embd", "position_embd", "token_types", "per_layer_token_embd"})
+"""First part of the names of what stays on the head's CPU."""
 
 
 class ShapeError(ValueError):
@@ -46,18 +41,23 @@ class Shape:
     embedding_length: int
     feed_forward: int
     key_elements: tuple[int, ...]
-    """Key elements of one token, all heads of the layer; 0 where there is no attention."""
+    """Of one token's keys, all heads of the layer; 0 where nothing is cached."""
     value_elements: tuple[int, ...]
     windows: tuple[int, ...]
     """Tokens a layer looks back; 0 for the whole context."""
     recurrent_bytes: tuple[int, ...]
-    """State per sequence, whatever the context."""
+    """State of one sequence, whatever the context."""
     context_length: int | None = None
+    """Longest context it was trained for, tokens."""
+    expert_bytes: int = 0
+    """Of the layers' weights, those of experts: a token reads only some of them."""
     experts: int = 0
     experts_used: int = 0
     is_tied: bool = False
-    unsupported: str = ""
-    """Why upstream llama.cpp does not load this file; empty when it should."""
+    loads: bool | None = True
+    """Whether upstream llama.cpp loads the file; None when nobody knows."""
+    caveat: str = ""
+    """Why it does not, or what the sizes leave out; one sentence, usually empty."""
 
     @property
     def layer_count(self) -> int:
@@ -68,6 +68,14 @@ class Shape:
         """On devices, when everything is offloaded."""
         return sum(self.layers) + self.output_bytes
 
+    @property
+    def read_bytes(self) -> int:
+        """Weights that one generated token reads."""
+        if not self.experts or not self.experts_used:
+            return self.weights_bytes
+        idle = 1 - self.experts_used / self.experts
+        return self.weights_bytes - int(self.expert_bytes * idle)
+
 
 def shape_of(facts: Mapping[str, Any]) -> Shape:
     """The shape that an agent's facts describe.
@@ -76,55 +84,102 @@ def shape_of(facts: Mapping[str, Any]) -> Shape:
         ShapeError: something is missing or cannot be.
     """
     fields = facts.get("fields") or {}
-    tensors = facts.get("tensors") or {}
-    blocks = tuple(int(x) for x in facts.get("blocks") or ())
-    count = _whole(fields, "block_count")
-    if not 0 < count <= _MAX_LAYERS or not any(blocks):
-        raise ShapeError("the header names no layers")
-    layers = (blocks + (0,) * count)[:count]
+    architecture = str(facts.get("architecture") or "")
+    layers = _layers(facts, fields)
+    count = len(layers)
     heads = _per_layer(fields, "attention.head_count", count, 0)
-    kv_heads = _per_layer(fields, "attention.head_count_kv", count, None)
-    kv_heads = tuple(h if k is None else k for h, k in zip(heads, kv_heads, strict=True))
-    width = _whole(fields, "embedding_length")
-    default = width // max(heads) if any(heads) else 0
-    key = fields.get("attention.key_length") or default
-    value = fields.get("attention.value_length") or default
-    embedding = int(tensors.get("token_embd.weight", 0))
-    output = int(tensors.get("output.weight", 0))
-    is_tied = output == 0
-    norms = sum(int(size) for name, size in tensors.items() if name.startswith("output_norm"))
+    kv_heads = tuple(
+        given if given is not None else own
+        for own, given in zip(
+            heads, _per_layer(fields, "attention.head_count_kv", count, None), strict=True
+        )
+    )
+    feed = _per_layer(fields, "feed_forward_length", count, 0)
+    spans = windows(architecture, fields, count)
+    cached = attends(architecture, fields, kv_heads, feed)
+    keeps = recurs(architecture, fields, kv_heads, feed)
+    state = state_bytes(architecture, fields, heads[0]) if any(keeps) else 0
+    keys, values = _head_sizes(fields, heads, spans)
+    entering, leaving, is_tied = _outer(facts)
+    found = verdict(facts)
     return Shape(
-        architecture=str(facts.get("architecture") or ""),
+        architecture=architecture,
         file_bytes=int(facts.get("size_bytes") or 0),
         layers=layers,
-        embedding_bytes=embedding,
-        output_bytes=(embedding if is_tied else output) + norms,
+        embedding_bytes=entering,
+        output_bytes=leaving,
         vocabulary=int(facts.get("vocabulary") or 0),
-        embedding_length=width,
-        feed_forward=max(_per_layer(fields, "feed_forward_length", count, 0)),
-        key_elements=tuple(key * n for n in kv_heads),
-        value_elements=tuple(value * n for n in kv_heads),
-        windows=_windows(str(facts.get("architecture")), fields, count),
-        recurrent_bytes=(0,) * count,
+        embedding_length=_whole(fields, "embedding_length"),
+        feed_forward=max(feed),
+        key_elements=tuple(
+            size * n if used else 0 for size, n, used in zip(keys, kv_heads, cached, strict=True)
+        ),
+        value_elements=tuple(
+            size * n if used else 0 for size, n, used in zip(values, kv_heads, cached, strict=True)
+        ),
+        windows=spans,
+        recurrent_bytes=tuple(state if kept else 0 for kept in keeps),
         context_length=fields.get("context_length"),
+        expert_bytes=sum(facts.get("experts") or ()),
         experts=int(fields.get("expert_count") or 0),
-        experts_used=int(fields.get("expert_used_count") or 0),
+        experts_used=max(_per_layer(fields, "expert_used_count", count, 0)),
         is_tied=is_tied,
+        loads=found.loads,
+        caveat=found.reason or caveat(architecture),
     )
 
 
-def _windows(architecture: str, fields: Mapping[str, Any], count: int) -> tuple[int, ...]:
-    window = int(fields.get("attention.sliding_window") or 0)
-    pattern = _PATTERNS.get(architecture, 0)
-    if not window or not pattern:
-        return (0,) * count
-    return tuple(0 if il % pattern == pattern - 1 else window for il in range(count))
+def _layers(facts: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[int, ...]:
+    count = _whole(fields, "block_count")
+    sizes = tuple(int(size) for size in facts.get("blocks") or ())
+    if not 0 < count <= _MAX_LAYERS or not any(sizes):
+        raise ShapeError("the header names no layers")
+    if len(sizes) > count:
+        raise ShapeError(f"the header says {count} layers and has tensors of {len(sizes)}")
+    return sizes + (0,) * (count - len(sizes))
+
+
+def _outer(facts: Mapping[str, Any]) -> tuple[int, int, bool]:
+    """Bytes that stay with the input, bytes that go with the output, whether both share one."""
+    tensors: Mapping[str, int] = facts.get("tensors") or {}
+    entering = sum(size for name, size in tensors.items() if name.partition(".")[0] in _INPUT)
+    embedding = int(tensors.get("token_embd.weight", 0))
+    output = int(tensors.get("output.weight", 0))
+    # Norms of the embedding are computed where the embedding is.
+    first = sum(size for name, size in tensors.items() if name.startswith("token_embd_norm"))
+    rest = sum(tensors.values()) - entering - output - first
+    is_tied = output == 0
+    return entering + first, rest + (embedding if is_tied else output), is_tied
+
+
+def _head_sizes(
+    fields: Mapping[str, Any], heads: tuple[int, ...], spans: tuple[int, ...]
+) -> tuple[list[int], list[int]]:
+    """Elements of one head's key and value by layer; layers with a window may have their own."""
+    default = _whole(fields, "embedding_length") // heads[0] if heads[0] else 0
+    found = []
+    for name in ("key", "value"):
+        size = _size(fields, f"attention.{name}_length", default)
+        windowed = _size(fields, f"attention.{name}_length_swa", size)
+        found.append([windowed if span else size for span in spans])
+    if _size(fields, "attention.key_length_mla", 0) and _size(
+        fields, "attention.value_length_mla", 0
+    ):
+        # Multi-head latent attention keeps one compressed key, values are part of it.
+        found[1] = [0] * len(heads)
+    return found[0], found[1]
+
+
+def _size(fields: Mapping[str, Any], key: str, default: int) -> int:
+    return _whole(fields, key) if key in fields else default
 
 
 def _whole(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int):
         raise ShapeError(f"the header does not say {key}")
+    if not 0 <= value <= _MAX_SIZE:
+        raise ShapeError(f"{key} of {value} cannot be")
     return value
 
 
@@ -136,5 +191,9 @@ def _per_layer(fields: Mapping[str, Any], key: str, count: int, default: Any) ->
     if isinstance(value, list):
         if len(value) < count:
             raise ShapeError(f"{key} has {len(value)} entries for {count} layers")
-        return tuple(int(x) for x in value[:count])
-    return (int(value),) * count
+        items = value[:count]
+    else:
+        items = [value] * count
+    if not all(isinstance(item, int) and 0 <= item <= _MAX_SIZE for item in items):
+        raise ShapeError(f"{key} holds what cannot be")
+    return tuple(int(item) for item in items)

@@ -8,6 +8,9 @@ from typing import Any
 
 _KINDS = {"B": 0, "b": 1, "H": 2, "h": 3, "I": 4, "i": 5, "f": 6, "?": 7, "Q": 10, "q": 11, "d": 12}
 
+ALIGNMENT = 32
+"""Weights begin at a multiple of this."""
+
 LLAMA: dict[str, Any] = {
     "general.architecture": "llama",
     "general.name": "Tiny",
@@ -71,5 +74,6 @@ def write_gguf(path: Path, **change: Any) -> Path:
     fields = {**LLAMA, **{key.replace("__", "."): given for key, given in change.items()}}
     fields = {key: given for key, given in fields.items() if given is not None}
     data = header(fields, TENSORS)
+    data += b"\0" * (-len(data) % ALIGNMENT)
     path.write_bytes(data + b"\0" * (64 * 32 + 64 * 64) * 4)
     return path

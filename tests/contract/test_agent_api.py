@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.agent_rig import REPOSITORY, Agent, agent
+from tests.contract.gguf_files import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,14 @@ def test_telemetry_beats_and_counts(node: Agent) -> None:
     assert frames[-1]["memory_bytes"] >= frames[-1]["memory_used_bytes"] > 0
 
 
+def test_the_shape_of_a_file(node: Agent, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    reply = node.http.post("/v1/shape", json={"path": str(path)})
+    assert reply.status_code == 200
+    assert reply.json()["blocks"] == [64 * 64 * 4]
+    assert reply.json()["fields"]["block_count"] == 2
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "words"),
     [
@@ -84,6 +93,8 @@ def test_telemetry_beats_and_counts(node: Agent) -> None:
         ("POST", "/v1/models", b"{", 400, "not JSON"),
         ("POST", "/v1/models", b"[]", 400, "JSON object"),
         ("POST", "/v1/models", b'{"dirs": "x"}', 400, "dirs: expected a list"),
+        ("POST", "/v1/shape", b"{}", 400, "expected the path"),
+        ("POST", "/v1/shape", b'{"path": "/nowhere.gguf"}', 404, "/nowhere.gguf"),
         ("PUT", "/v1/engines", b"{}", 400, "generation"),
         ("PUT", "/v1/engines", b'{"generation": 1}', 400, "engines: expected a list"),
         ("POST", "/v1/engines/n%2Fx/restart", None, 404, "'n/x'"),

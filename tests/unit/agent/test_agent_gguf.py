@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from olol_tui.agent.errors import Malformed
 from olol_tui.agent.gguf import human_count, loose_digest, read_header, replica_bytes
-from tests.contract.gguf_files import LLAMA, TENSORS, header, text, write_gguf
+from tests.contract.gguf_files import ALIGNMENT, LLAMA, TENSORS, header, text, write_gguf
 
 
 def test_facts_of_a_llama(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_capabilities(tmp_path: Path) -> None:
     assert read_header(str(embed)).capabilities == ("embedding",)
     eyes = tmp_path / "v.gguf"
     tensors = {"v.blk.0.weight": ((4, 4), 0)}
-    eyes.write_bytes(header(LLAMA, tensors) + b"\0" * 64)
+    eyes.write_bytes(header(LLAMA, tensors) + b"\0" * (64 + ALIGNMENT))
     assert read_header(str(eyes)).capabilities == ("completion", "vision")
 
 
@@ -56,7 +56,7 @@ def test_long_token_lists_are_stepped_over(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     fields = {**LLAMA, "tokenizer.ggml.tokens": tokens, "z.last": ("I", 7)}
     fields["tokenizer.ggml.scores"] = ("f", [0.5] * 200_000)
-    path.write_bytes(header(fields, {}) + b"\0" * 32)
+    path.write_bytes(header(fields, {}) + b"\0" * ALIGNMENT)
     assert read_header(str(path)).architecture == "llama"
 
 
