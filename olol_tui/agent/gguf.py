@@ -19,6 +19,8 @@ from .errors import Malformed
 from .gguf_reader import Raw, read_raw
 
 _EDGE_BYTES = 1 << 20
+_MAX_LAYERS = 4096
+"""More cannot be; a list of as many entries must not be made."""
 
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
@@ -179,9 +181,13 @@ def _kv_bytes_per_token(architecture: str, pairs: dict[str, Any]) -> int:
         heads = max(heads, default=0)
     if not all(isinstance(v, int) and v > 0 for v in (layers, heads, width)):
         return 0
+    if layers > _MAX_LAYERS:
+        return 0
     kv_heads = field("attention.head_count_kv")
     per_layer = kv_heads if isinstance(kv_heads, list) else [kv_heads or heads] * layers
+    if not all(isinstance(n, int) for n in per_layer):
+        return 0
     key, value = field("attention.key_length"), field("attention.value_length")
     key = key if isinstance(key, int) else math.ceil(width / heads)
     value = value if isinstance(value, int) else math.ceil(width / heads)
-    return sum(int(n) for n in per_layer) * (key + value) * 2
+    return sum(per_layer) * (key + value) * 2

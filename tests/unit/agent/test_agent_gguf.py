@@ -65,6 +65,13 @@ def test_kv_heads_may_differ_by_layer(tmp_path: Path) -> None:
     assert read_header(str(path)).kv_bytes_per_token == 1 * (16 + 16) * 2
 
 
+def test_a_number_of_layers_that_cannot_be_costs_nothing(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", llama__block_count=("Q", 1 << 40))
+    assert read_header(str(path)).kv_bytes_per_token == 0
+    path = write_gguf(tmp_path / "n.gguf", llama__attention__head_count_kv=("f", [float("nan")]))
+    assert read_header(str(path)).kv_bytes_per_token == 0
+
+
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     assert read_header(str(path)).name == "Tiny"
