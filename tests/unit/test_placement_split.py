@@ -82,7 +82,7 @@ def test_a_refusal_has_numbers() -> None:
     found = plan(shape(), [gpu("a", 0, 8, blob=True), gpu("b", 0, 8)], ctx=4096)
     assert isinstance(found, Refusal)
     assert found.missing_bytes > 14 * GIB
-    assert "30.9 GiB" in found.message
+    assert "it needs 31 GiB" in found.message
 
 
 def test_nobody_with_the_file_is_said() -> None:
