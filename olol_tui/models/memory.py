@@ -6,9 +6,9 @@ process takes by itself are estimates, replaced by what engines logged where tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from olol_tui.models.learned import Learned
 from olol_tui.models.shape import Shape
 
 MIB = 2**20
@@ -25,9 +25,10 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
 }
 """Type of cached values: how many make a block, bytes of a block."""
 _PAD_CELLS = 256
-OVERHEAD_BYTES: dict[str, int] = {"nvidia": 450 * MIB, "amd": 450 * MIB, "cpu": 32 * MIB}
-"""Of one process on a device beside its buffers: CUDA context, cuBLAS; by vendor."""
-OVERHEAD_UNKNOWN_BYTES = 450 * MIB
+_ROWS, _FIRST_ROWS = 6, 9
+"""Rows of the model's width in the compute buffer; what the first device has beyond them."""
+_MASK_BYTES = 8
+"""Of one token against one cell of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,6 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """What engines logged, against what was estimated."""
-
-    compute_factor: float = 1.0
-    compute_by_vendor: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Need:
     """Memory by part, in bytes. Tuples have one entry a layer."""
 
@@ -66,24 +59,45 @@ class Need:
     output_bytes: int
     """Weights of the output layer: on the last device."""
     compute_bytes: int
-    """Of every device that takes part."""
+    """Buffers for intermediate results on each device that takes part; an estimate."""
+    first_bytes: int
+    """More of them on the first device, which takes the input in."""
+    logits_bytes: int
+    """More of them on the last device, which gives the output."""
     host_bytes: int
-    """Memory of the head's machine: the embedding, mapped from the file."""
+    """Of the head's main memory: the embedding, mapped from the file, and its buffers."""
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(self.weights) + self.output_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        return sum(self.kv)
+
+    @property
+    def most_compute_bytes(self) -> int:
+        """Of a device that is first and last at once."""
+        return self.compute_bytes + self.first_bytes + self.logits_bytes
 
     @property
     def total_bytes(self) -> int:
-        """On one device, without the overhead of a process."""
-        return sum(self.weights) + sum(self.kv) + self.output_bytes + self.compute_bytes
+        """On one device that holds everything, without the overhead of a process."""
+        return self.weights_bytes + self.kv_bytes + self.most_compute_bytes
 
 
 def need(shape: Shape, settings: Settings, learned: Learned | None = None) -> Need:
     """What the model takes when started with these settings."""
+    factor = learned.compute_factor(shape.architecture) if learned else 1.0
+    compute = int(compute_bytes(shape, settings) * factor)
     return Need(
         weights=shape.layers,
         kv=kv_bytes(shape, settings),
         output_bytes=shape.output_bytes,
-        compute_bytes=compute_bytes(shape, settings, learned or Learned()),
-        host_bytes=shape.embedding_bytes,
+        compute_bytes=compute,
+        first_bytes=int(_FIRST_ROWS * shape.embedding_length * settings.ubatch * 4 * factor),
+        logits_bytes=settings.slots * shape.vocabulary * 4,
+        host_bytes=shape.embedding_bytes + compute,
     )
 
 
@@ -91,29 +105,41 @@ def kv_bytes(shape: Shape, settings: Settings) -> tuple[int, ...]:
     """KV cache and recurrent state of each layer, all slots."""
     block, size = CACHE_TYPES[settings.cache_type]
     streams = 1 if settings.is_unified else settings.slots
-    total = settings.ctx * settings.slots if settings.is_unified else settings.ctx
-    cells = _padded(total)
-    shared = settings.slots if settings.is_unified else 1
+    cells = _cells(settings)
     found = []
     for key, value, window, state in zip(
         shape.key_elements, shape.value_elements, shape.windows, shape.recurrent_bytes, strict=True
     ):
-        kept = min(cells, _padded(window * shared + settings.ubatch)) if window else cells
+        kept = _window_cells(window, cells, settings) if window else cells
         token = (-(-key // block) + -(-value // block)) * size
         found.append(kept * streams * token + state * settings.slots)
     return tuple(found)
 
 
-def compute_bytes(shape: Shape, settings: Settings, learned: Learned) -> int:
-    """Estimate of the buffers for intermediate results on one device."""
-    batch = settings.ubatch
-    acts = batch * 4 * (10 * shape.embedding_length + 3 * shape.feed_forward)
-    mask = _padded(settings.ctx * settings.slots) * batch * 2
-    return int((acts + mask) * learned.compute_factor)
+def compute_bytes(shape: Shape, settings: Settings) -> int:
+    """Buffers for intermediate results on one device, with flash attention.
+
+    Fitted to what llama.cpp logs: a handful of rows as wide as the layers for each token of a
+    batch, and the attention mask in two precisions; within 2 % for small dense models.
+    """
+    feed = max(shape.feed_forward * 3, shape.experts_width)
+    rows = feed + _ROWS * shape.embedding_length + shape.query_elements
+    cells = _cells(settings)
+    windows = {span for span in shape.windows if span}
+    seen = (cells if any(shape.key_elements) else 0) + sum(
+        _window_cells(span, cells, settings) for span in windows
+    )
+    return settings.ubatch * (4 * rows + _MASK_BYTES * seen)
 
 
-def overhead_bytes(vendor: str) -> int:
-    return OVERHEAD_BYTES.get(vendor, OVERHEAD_UNKNOWN_BYTES)
+def _cells(settings: Settings) -> int:
+    """Tokens that one cache holds."""
+    return _padded(settings.ctx * settings.slots if settings.is_unified else settings.ctx)
+
+
+def _window_cells(window: int, cells: int, settings: Settings) -> int:
+    shared = settings.slots if settings.is_unified else 1
+    return min(cells, _padded(window * shared + settings.ubatch))
 
 
 def _padded(cells: int) -> int:

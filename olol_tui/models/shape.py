@@ -40,6 +40,8 @@ class Shape:
     vocabulary: int
     embedding_length: int
     feed_forward: int
+    query_elements: int
+    """Of one token's queries, all heads of the widest layer."""
     key_elements: tuple[int, ...]
     """Of one token's keys, all heads of the layer; 0 where nothing is cached."""
     value_elements: tuple[int, ...]
@@ -49,6 +51,8 @@ class Shape:
     """State of one sequence, whatever the context."""
     context_length: int | None = None
     """Longest context it was trained for, tokens."""
+    experts_width: int = 0
+    """Elements of one token inside the experts it uses."""
     expert_bytes: int = 0
     """Of the layers' weights, those of experts: a token reads only some of them."""
     experts: int = 0
@@ -100,6 +104,8 @@ def shape_of(facts: Mapping[str, Any]) -> Shape:
     keeps = recurs(architecture, fields, kv_heads, feed)
     state = state_bytes(architecture, fields, heads[0]) if any(keeps) else 0
     keys, values = _head_sizes(fields, heads, spans)
+    used = max(_per_layer(fields, "expert_used_count", count, 0))
+    inner = _per_layer(fields, "expert_feed_forward_length", count, 0)
     entering, leaving, is_tied = _outer(facts)
     found = verdict(facts)
     return Shape(
@@ -111,6 +117,7 @@ def shape_of(facts: Mapping[str, Any]) -> Shape:
         vocabulary=int(facts.get("vocabulary") or 0),
         embedding_length=_whole(fields, "embedding_length"),
         feed_forward=max(feed),
+        query_elements=max(size * n for size, n in zip(keys, heads, strict=True)),
         key_elements=tuple(
             size * n if used else 0 for size, n, used in zip(keys, kv_heads, cached, strict=True)
         ),
@@ -120,9 +127,10 @@ def shape_of(facts: Mapping[str, Any]) -> Shape:
         windows=spans,
         recurrent_bytes=tuple(state if kept else 0 for kept in keeps),
         context_length=fields.get("context_length"),
+        experts_width=used * (3 * max(inner) + 2 * _whole(fields, "embedding_length")),
         expert_bytes=sum(facts.get("experts") or ()),
         experts=int(fields.get("expert_count") or 0),
-        experts_used=max(_per_layer(fields, "expert_used_count", count, 0)),
+        experts_used=used,
         is_tied=is_tied,
         loads=found.loads,
         caveat=found.reason or caveat(architecture),

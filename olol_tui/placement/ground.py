@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from olol_tui.models.memory import Learned, Need, Settings, need, overhead_bytes
+from olol_tui.models.learned import Learned
+from olol_tui.models.memory import Need, Settings, need
 from olol_tui.models.shape import Shape
 from olol_tui.placement.partition import Layers, arrange, balance
 from olol_tui.placement.shares import (
@@ -36,12 +37,20 @@ class Ground:
     Args:
         devices: all that may take layers.
         links: measured roads between nodes by (head, worker).
+        learned: what engines took against what was estimated.
     """
 
-    def __init__(self, devices: Iterable[SplitDevice], links: Links | None = None) -> None:
+    def __init__(
+        self,
+        devices: Iterable[SplitDevice],
+        links: Links | None = None,
+        learned: Learned | None = None,
+    ) -> None:
         self._links = links or {}
+        self._learned = learned or Learned()
         self._room = {
-            device: device.free_bytes - overhead_bytes(device.vendor) for device in devices
+            device: device.free_bytes - self._learned.overhead_bytes(device.vendor)
+            for device in devices
         }
         everything = sorted(self._room, key=lambda d: (-self._room[d], d.node, d.label, d.uuid))
         gpus = [device for device in everything if device.vendor != "cpu"]
@@ -55,12 +64,13 @@ class Ground:
         shape: Shape,
         settings: Settings,
         blobs: Collection[str],
-        learned: Learned | None = None,
     ) -> SplitPlan | Refusal:
         """The split of one model whose file lies on the nodes `blobs`."""
-        wanted = need(shape, settings, learned)
+        wanted = need(shape, settings, self._learned)
         costs = [w + kv for w, kv in zip(wanted.weights, wanted.kv, strict=True)]
-        ask = _Ask(shape, settings, wanted, Layers(costs, wanted.output_bytes), blobs)
+        ask = _Ask(
+            shape, settings, wanted, Layers(costs, wanted.output_bytes + wanted.logits_bytes), blobs
+        )
         for pool in self._pools:
             chosen = self._one(pool, ask) or self._node(pool, ask) or self._nodes(pool, ask)
             if chosen is not None:
@@ -168,7 +178,7 @@ class Ground:
         order = [*others, head]
         counts = balance(ask.layers, self._rooms(order, ask))
         assert counts is not None, "an arrangement that fits can be filled"
-        shares = []
+        shares: list[Share] = []
         at = 0
         for device, count in zip(order, counts, strict=True):
             is_head = device is head
@@ -183,8 +193,10 @@ class Ground:
                     layers=count,
                     weights_bytes=weights + (ask.need.output_bytes if is_head else 0),
                     kv_bytes=sum(ask.need.kv[at : at + count]),
-                    compute_bytes=ask.need.compute_bytes,
-                    overhead_bytes=overhead_bytes(device.vendor),
+                    compute_bytes=ask.need.compute_bytes
+                    + (ask.need.first_bytes if not shares else 0)
+                    + (ask.need.logits_bytes if is_head else 0),
+                    overhead_bytes=self._learned.overhead_bytes(device.vendor),
                     has_output=is_head,
                     rtt_s=self._rtt(head.node, device.node),
                 )
@@ -266,7 +278,8 @@ class _Ask:
         self.need = wanted
         self.layers = layers
         self.blobs = blobs
-        self.fixed = wanted.compute_bytes
+        # Which device is first is known last: each is asked to have the room for it.
+        self.fixed = wanted.compute_bytes + wanted.first_bytes
         """Bytes that every device pays beside its layers."""
 
 

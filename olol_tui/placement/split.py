@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from olol_tui.models.memory import Learned, Settings
+from olol_tui.models.learned import Learned
+from olol_tui.models.memory import Settings
 from olol_tui.models.shape import Shape
 from olol_tui.placement.ground import Ground
 from olol_tui.placement.shares import (
@@ -57,4 +58,4 @@ def plan(
     """
     settings = Settings(ctx=ctx, slots=slots, cache_type=cache_type)
     blobs = frozenset(device.node for device in devices if device.has_blob)
-    return Ground(devices, links).plan(shape, settings, blobs, learned)
+    return Ground(devices, links, learned).plan(shape, settings, blobs)

@@ -19,6 +19,7 @@ def shape(layers: int = 30, layer_bytes: int = GIB, output_bytes: int = GIB // 2
         vocabulary=32000,
         embedding_length=4096,
         feed_forward=14336,
+        query_elements=4096,
         key_elements=(1024,) * layers,
         value_elements=(1024,) * layers,
         windows=(0,) * layers,
