@@ -76,12 +76,14 @@ def _node(
     return Action(name, (key,), label, help, "Nodes", _on("nodes"), dangerous, footer)
 
 
-_LISTS = _on("fleet", "requests", "nodes", "logs")
-_SIDES = _on("fleet", "nodes")
+_LISTS = _on("fleet", "placement", "requests", "nodes", "logs")
+_SIDES = _on("fleet", "placement", "nodes")
+_PLACES = _on("fleet", "placement")
 
 ACTIONS: tuple[Action, ...] = (
     # Screens
     Action("show_fleet", ("1",), "Fleet", "devices, alerts and models", "Screens"),
+    Action("show_placement", ("2",), "Placement", "models × devices, edited as a plan", "Screens"),
     Action("show_requests", ("3",), "Requests", "queued, running, recent requests", "Screens"),
     Action("show_nodes", ("4",), "Nodes", "nodes and engines, with faults", "Screens"),
     Action("show_logs", ("5",), "Logs", "the log of an engine, live", "Screens"),
@@ -100,7 +102,7 @@ ACTIONS: tuple[Action, ...] = (
         "Detail",
         "everything known about the row under the cursor",
         "Looking",
-        _on("fleet", "requests"),
+        _on("fleet", "placement", "requests"),
         footer=1,
     ),
     Action(
@@ -126,7 +128,7 @@ ACTIONS: tuple[Action, ...] = (
         "Place",
         "load a model of the library on the device under the cursor",
         "Placement",
-        _on("fleet"),
+        _PLACES,
         dangerous=True,
         footer=2,
     ),
@@ -136,7 +138,7 @@ ACTIONS: tuple[Action, ...] = (
         "Move",
         "move a model: arrows choose the device, enter drops it",
         "Placement",
-        _on("fleet"),
+        _PLACES,
         dangerous=True,
         footer=3,
     ),
@@ -146,7 +148,7 @@ ACTIONS: tuple[Action, ...] = (
         "Unload",
         "unload a model from the device under the cursor",
         "Placement",
-        _on("fleet"),
+        _PLACES,
         dangerous=True,
         footer=4,
     ),
@@ -156,9 +158,39 @@ ACTIONS: tuple[Action, ...] = (
         "Pin",
         "pin a model: it stays, and returns after a restart; or unpin it",
         "Placement",
-        _on("fleet"),
+        _PLACES,
         dangerous=True,
         footer=5,
+    ),
+    Action(
+        "apply_plan",
+        ("a",),
+        "Apply",
+        "carry out the planned changes: shows them, with memory before and after",
+        "Placement",
+        _on("placement"),
+        dangerous=True,
+        footer=6,
+    ),
+    Action(
+        "undo_change",
+        ("z",),
+        "Undo",
+        "take the last edit of the plan back",
+        "Placement",
+        _on("placement"),
+        dangerous=True,
+        footer=7,
+    ),
+    Action(
+        "discard_plan",
+        ("Z",),
+        "Discard",
+        "plan nothing; z brings the plan back",
+        "Placement",
+        _on("placement"),
+        dangerous=True,
+        footer=8,
     ),
     # Requests
     Action(
@@ -251,7 +283,7 @@ ACTIONS: tuple[Action, ...] = (
         "Logs",
         "the log of the engine under the cursor, or of the node's agent",
         "Looking",
-        _on("fleet", "nodes", "requests"),
+        _on("fleet", "placement", "nodes", "requests"),
         footer=6,
     ),
     Action(
@@ -278,7 +310,7 @@ ACTIONS: tuple[Action, ...] = (
         "Filter",
         "show matching rows: a regular expression, or field:value",
         "Looking",
-        _on("fleet", "requests", "nodes", "logs"),
+        _on("fleet", "placement", "requests", "nodes", "logs"),
         footer=9,
     ),
     Action(

@@ -61,6 +61,25 @@ class Shot:
     theme: str | None = None
 
 
+PLAN_KEYS = (
+    "2",
+    "p",
+    "right",
+    "right",
+    "u",
+    "down",
+    "down",
+    "right",
+    "right",
+    "m",
+    "right",
+    "right",
+    "right",
+    "enter",
+    *["down"] * 3,
+)
+"""On the Placement screen: a plan of three edits."""
+
 SHOTS: tuple[Shot, ...] = (
     Shot("fleet-panes", sample.panes_fleet, (120, 36), ("right",)),
     Shot("fleet-list", sample.list_fleet, (120, 36), ("down", "down", "down")),
@@ -72,6 +91,8 @@ SHOTS: tuple[Shot, ...] = (
         (120, 36),
         ("right", "p", "down", "down", "down", "down", "down"),
     ),
+    Shot("placement", sample.panes_fleet, (120, 36), PLAN_KEYS),
+    Shot("placement-small", sample.panes_fleet, (80, 24), PLAN_KEYS),
     Shot("help", sample.panes_fleet, (120, 36), ("question_mark",)),
     Shot("fleet-light", sample.panes_fleet, (120, 36), ("right",), "olol-light"),
     Shot("fleet-small", sample.panes_fleet, (80, 24), ("down",)),

@@ -31,6 +31,7 @@ from olol_tui.console.themes import ConsoleTheme, load_themes
 from olol_tui.console.views.base import View
 from olol_tui.console.views.fleet import FleetView
 from olol_tui.console.views.logs import LogsView
+from olol_tui.console.views.matrix import MatrixView
 from olol_tui.console.views.nodes import NodesView
 from olol_tui.console.views.requests import RequestsView
 from olol_tui.errors import OlolError
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["quit", "keep-serving", "crashed"]
 
-VIEWS: tuple[type[View], ...] = (FleetView, RequestsView, NodesView, LogsView)
+VIEWS: tuple[type[View], ...] = (FleetView, MatrixView, RequestsView, NodesView, LogsView)
 """The screens that exist, in the order of their tabs."""
 
 SLOW_HZ = 1.0

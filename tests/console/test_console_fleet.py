@@ -278,5 +278,5 @@ async def test_read_only_takes_placement_away() -> None:
         await pilot.pause()
         assert len(app.screen_stack) == 1
         assert link.commands == []
-        assert "Place" not in shown(app)
+        assert "p Place" not in shown(app)
         assert " RO" in shown(app)

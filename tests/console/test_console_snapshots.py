@@ -13,7 +13,7 @@ from olol_tui.console.app import ConsoleOptions, OlolApp
 from olol_tui.console.sample import hero_fleet, panes_fleet
 from olol_tui.console.sample_nodes import nodes_fleet
 from olol_tui.fleet.snapshot import Fleet
-from olol_tui.screenshots import AT_S, StillLink, filled_history
+from olol_tui.screenshots import AT_S, PLAN_KEYS, StillLink, filled_history
 
 Compare = Callable[..., bool]
 
@@ -32,10 +32,11 @@ def app_of(fleet_at: Callable[[float], Fleet]) -> OlolApp:
         (hero_fleet, (80, 24), []),
         (panes_fleet, (80, 24), ["3", "down"]),
         (panes_fleet, (80, 24), ["right", "p"]),
+        (panes_fleet, (120, 36), [*PLAN_KEYS]),
         (nodes_fleet, (120, 36), ["4", *["down"] * 6]),
         (nodes_fleet, (80, 24), ["4", "down", "down", "enter"]),
     ],
-    ids=["panes", "list", "hero", "requests", "picker", "nodes", "node"],
+    ids=["panes", "list", "hero", "requests", "picker", "placement", "nodes", "node"],
 )
 def test_screens(
     snap_compare: Compare,

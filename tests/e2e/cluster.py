@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -112,8 +111,6 @@ class Chat:
     lines: list[dict[str, object]] = field(default_factory=list)
     broken: str = ""
     """How the connection ended, when it did so before the reply."""
-    began: asyncio.Event = field(default_factory=asyncio.Event)
-    ended_s: float = 0.0
 
     @property
     def is_whole(self) -> bool:
@@ -124,8 +121,8 @@ class Chat:
         return str(self.lines[-1].get("error", "")) if self.lines else ""
 
 
-async def chat(http: httpx.AsyncClient, tokens: int, seen: Chat | None = None) -> Chat:
-    seen = seen or Chat()
+async def chat(http: httpx.AsyncClient, tokens: int) -> Chat:
+    seen = Chat()
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "Tell me of the sea."}],
@@ -135,9 +132,6 @@ async def chat(http: httpx.AsyncClient, tokens: int, seen: Chat | None = None) -
         async with http.stream("POST", "/api/chat", json=body) as reply:
             async for line in reply.aiter_lines():
                 seen.lines.append(json.loads(line))
-                seen.began.set()
     except httpx.HTTPError as error:
         seen.broken = repr(error)
-    seen.ended_s = time.monotonic()
-    seen.began.set()
     return seen

@@ -273,15 +273,5 @@ def reachable_listeners(host: Host) -> set[str]:
     }
 
 
-def files_of(host: Host) -> set[str]:
-    """Everything in the user's reach that a product could leave behind."""
-    found = host.exec(
-        "find /home /tmp /run/user /var/tmp /dev/shm /root -xdev 2>/dev/null || true; "
-        "find /run/user /tmp /dev/shm 2>/dev/null || true; ls /run /etc/systemd/system",
-        "root",
-    )
-    return set(found.stdout.splitlines())
-
-
 def lossy_s() -> float:
     return float(os.environ.get("LOSSY_S", "20"))

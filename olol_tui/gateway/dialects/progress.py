@@ -59,9 +59,13 @@ class Merge:
             return self._freed()
         if len(self._names) == 1:
             return [line]
-        if isinstance(line.get("digest"), str) and isinstance(line.get("total"), int):
-            return self._layer_line(name, line)
+        total = line.get("total")
         status = str(line.get("status", ""))
+        if isinstance(line.get("digest"), str) and isinstance(total, int):
+            if total >= 0:
+                return self._layer_line(name, line)
+            # A length that the registry did not tell draws no bar.
+            line = {"status": status}
         self._heard.setdefault(status, set()).add(name)
         if status in _TOGETHER:
             return self._due()
@@ -107,7 +111,8 @@ class Merge:
         if layer is None:
             layer = self._layers[digest] = _Layer(str(line.get("status", "")), total)
         completed = line.get("completed", 0)
-        layer.done[name] = min(completed if isinstance(completed, int) else 0, layer.total)
+        done = completed if isinstance(completed, int) else 0
+        layer.done[name] = max(0, min(done, layer.total))
         return self._shown(digest, layer)
 
     def _shown(self, digest: str, layer: _Layer) -> list[dict[str, Any]]:

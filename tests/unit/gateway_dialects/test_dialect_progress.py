@@ -101,6 +101,13 @@ def test_what_comes_after_an_end_is_ignored() -> None:
     assert not merge.finished
 
 
+def test_a_layer_of_unknown_length_draws_no_bar() -> None:
+    merge = Merge("pull", ["a", "b"])
+    assert merge.line("a", {"status": "pulling x", "digest": "x", "total": -1}) == [
+        {"status": "pulling x"}
+    ]
+
+
 STORES = ["a", "b", "c"]
 _lines = st.one_of(
     st.builds(layer, st.one_of(st.none(), st.integers(-5, 120)), st.integers(1, 100),
