@@ -6,6 +6,7 @@ process takes by itself are estimates, replaced by what engines logged where tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from olol_tui.models.learned import Learned
@@ -58,14 +59,39 @@ class Need:
     kv: tuple[int, ...]
     output_bytes: int
     """Weights of the output layer: on the last device."""
-    compute_bytes: int
-    """Buffers for intermediate results on each device that takes part; an estimate."""
+    rows_bytes: int
+    """Buffers for intermediate results on each device with layers; an estimate, as the masks.
+
+    Fitted to what llama.cpp logs with flash attention: a handful of rows as wide as the layers
+    for each token of a batch. Within 3 % for small dense models.
+    """
+    masks: Mapping[int, int]
+    """Attention masks by the window they are for; 0 is the whole context."""
+    spans: tuple[int | None, ...]
+    """Which mask each layer uses; None for layers that do not attend."""
     first_bytes: int
-    """More of them on the first device, which takes the input in."""
+    """More buffers on the first device, which takes the input in."""
     logits_bytes: int
-    """More of them on the last device, which gives the output."""
-    host_bytes: int
-    """Of the head's main memory: the embedding, mapped from the file, and its buffers."""
+    """More buffers on the last device, which gives the output."""
+    embedding_bytes: int
+    """In the main memory of the head's machine, mapped from the file."""
+
+    def compute_bytes(self, first: int, count: int) -> int:
+        """Buffers on a device with `count` layers from `first` on, being neither end."""
+        if not count:
+            return 0
+        used = set(self.spans[first : first + count])
+        return self.rows_bytes + sum(self.masks[span] for span in used if span is not None)
+
+    @property
+    def largest_compute_bytes(self) -> int:
+        """Of any device between the ends."""
+        return self.rows_bytes + sum(self.masks.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Main memory of the head's machine beside what a process takes anyway."""
+        return self.embedding_bytes + self.largest_compute_bytes
 
     @property
     def weights_bytes(self) -> int:
@@ -78,7 +104,7 @@ class Need:
     @property
     def most_compute_bytes(self) -> int:
         """Of a device that is first and last at once."""
-        return self.compute_bytes + self.first_bytes + self.logits_bytes
+        return self.largest_compute_bytes + self.first_bytes + self.logits_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -89,15 +115,33 @@ class Need:
 def need(shape: Shape, settings: Settings, learned: Learned | None = None) -> Need:
     """What the model takes when started with these settings."""
     factor = learned.compute_factor(shape.architecture) if learned else 1.0
-    compute = int(compute_bytes(shape, settings) * factor)
+    width = shape.embedding_length
+    feed = max(shape.feed_forward * 3, shape.experts_width)
+    row = 4 * settings.ubatch * factor
+    spans = tuple(
+        span if keys else None for span, keys in zip(shape.windows, shape.key_elements, strict=True)
+    )
+    cells = _cells(settings)
+    masks = {
+        span: int(
+            _MASK_BYTES
+            * settings.ubatch
+            * factor
+            * (_window_cells(span, cells, settings) if span else cells)
+        )
+        for span in dict.fromkeys(spans)
+        if span is not None
+    }
     return Need(
         weights=shape.layers,
         kv=kv_bytes(shape, settings),
         output_bytes=shape.output_bytes,
-        compute_bytes=compute,
-        first_bytes=int(_FIRST_ROWS * shape.embedding_length * settings.ubatch * 4 * factor),
+        rows_bytes=int(row * (feed + _ROWS * width + shape.query_elements)),
+        masks=masks,
+        spans=spans,
+        first_bytes=int(row * _FIRST_ROWS * width),
         logits_bytes=settings.slots * shape.vocabulary * 4,
-        host_bytes=shape.embedding_bytes + compute,
+        embedding_bytes=shape.embedding_bytes,
     )
 
 
@@ -106,30 +150,19 @@ def kv_bytes(shape: Shape, settings: Settings) -> tuple[int, ...]:
     block, size = CACHE_TYPES[settings.cache_type]
     streams = 1 if settings.is_unified else settings.slots
     cells = _cells(settings)
+    known: dict[tuple[int, int, int, int], int] = {}
     found = []
-    for key, value, window, state in zip(
+    for layer in zip(
         shape.key_elements, shape.value_elements, shape.windows, shape.recurrent_bytes, strict=True
     ):
-        kept = _window_cells(window, cells, settings) if window else cells
-        token = (-(-key // block) + -(-value // block)) * size
-        found.append(kept * streams * token + state * settings.slots)
+        taken = known.get(layer)
+        if taken is None:
+            key, value, window, state = layer
+            kept = _window_cells(window, cells, settings) if window else cells
+            token = (-(-key // block) + -(-value // block)) * size
+            taken = known[layer] = kept * streams * token + state * settings.slots
+        found.append(taken)
     return tuple(found)
-
-
-def compute_bytes(shape: Shape, settings: Settings) -> int:
-    """Buffers for intermediate results on one device, with flash attention.
-
-    Fitted to what llama.cpp logs: a handful of rows as wide as the layers for each token of a
-    batch, and the attention mask in two precisions; within 2 % for small dense models.
-    """
-    feed = max(shape.feed_forward * 3, shape.experts_width)
-    rows = feed + _ROWS * shape.embedding_length + shape.query_elements
-    cells = _cells(settings)
-    windows = {span for span in shape.windows if span}
-    seen = (cells if any(shape.key_elements) else 0) + sum(
-        _window_cells(span, cells, settings) for span in windows
-    )
-    return settings.ubatch * (4 * rows + _MASK_BYTES * seen)
 
 
 def _cells(settings: Settings) -> int:

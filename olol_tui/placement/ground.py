@@ -193,7 +193,7 @@ class Ground:
                     layers=count,
                     weights_bytes=weights + (ask.need.output_bytes if is_head else 0),
                     kv_bytes=sum(ask.need.kv[at : at + count]),
-                    compute_bytes=ask.need.compute_bytes
+                    compute_bytes=ask.need.compute_bytes(at, count)
                     + (ask.need.first_bytes if not shares else 0)
                     + (ask.need.logits_bytes if is_head else 0),
                     overhead_bytes=self._learned.overhead_bytes(device.vendor),
@@ -279,7 +279,7 @@ class _Ask:
         self.layers = layers
         self.blobs = blobs
         # Which device is first is known last: each is asked to have the room for it.
-        self.fixed = wanted.compute_bytes + wanted.first_bytes
+        self.fixed = wanted.largest_compute_bytes + wanted.first_bytes
         """Bytes that every device pays beside its layers."""
 
 

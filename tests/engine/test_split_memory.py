@@ -191,8 +191,12 @@ def test_weights_and_cache_are_what_was_planned(
             f" | {share.kv_bytes / MIB:.2f} = {real.kv_bytes / MIB:.2f}"
             f" | {share.compute_bytes / MIB:.1f} ~ {real.compute_bytes / MIB:.1f}"
         )
-        assert share.weights_bytes == pytest.approx(real.weights_bytes, rel=0.01, abs=0.01 * MIB)
-        assert share.kv_bytes == pytest.approx(real.kv_bytes, rel=0.01, abs=0.01 * MIB)
-        assert share.compute_bytes == pytest.approx(real.compute_bytes, rel=0.25)
     record_property("memory", rows)
     print("\n".join(rows))
+    for share, real in zip(plan.shares, logged, strict=True):
+        assert share.weights_bytes == pytest.approx(real.weights_bytes, rel=0.01, abs=0.01 * MIB)
+        assert share.kv_bytes == pytest.approx(real.kv_bytes, rel=0.01, abs=0.01 * MIB)
+        # An estimate: hardly ever too little, and too much where a device has the last layer only.
+        assert (
+            real.compute_bytes * 0.95 - MIB < share.compute_bytes < real.compute_bytes * 1.6 + MIB
+        )
