@@ -146,6 +146,15 @@ class GatewayConfig(_Table):
     """Between two pieces of a request's body."""
     idle_timeout_s: Rate = 120.0
     """A connection without a request is kept open for so long."""
+    first_byte_timeout_s: Rate = 120.0
+    """At most, for the first token of a model that is loaded; less where speeds are known."""
+    load_timeout_s: Rate = 300.0
+    """For the first byte while a model loads, and of a reply that comes in one piece."""
+    token_timeout_s: Rate = 60.0
+    """Between two pieces of a stream."""
+    probe_after_s: Rate = 5.0
+    """A silent engine is asked whether it lives after so long; two questions without an answer
+    and its requests go elsewhere."""
     cors_origins: list[Origin] = Field(default_factory=list)
     """Whose pages may ask beside those of this machine: `https://chat.example.org`, `*` for all."""
     tls_cert: FilePath = ""

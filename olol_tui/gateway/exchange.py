@@ -55,6 +55,7 @@ class Exchange(Failover):
 
     def _send(self, seat: Seat, payload: bytes, *, fresh: bool) -> None:
         self._status = 0
+        self._begun = False
         self._parts = []
         self._tail = b""
         self._call = self._gateway.pool.call(seat.address, payload, self, fresh=fresh)
@@ -74,8 +75,9 @@ class Exchange(Failover):
         if not self._streaming:
             self._parts.append(data)
             return
-        if record.first_s is None:
-            record.first_s = now
+        if not self._begun:
+            self._begun = True
+            record.first_s = record.first_s or now
             record.state = "decode"
             self._gateway.health.answered(self.ticket.seat, record, now)
         else:

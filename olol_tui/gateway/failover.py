@@ -10,11 +10,15 @@ import logging
 from dataclasses import replace
 
 from olol_tui.gateway.lifecycle import Lifecycle
+from olol_tui.routing.patience import Patience
 from olol_tui.routing.queue import Ticket
+from olol_tui.routing.roster import Seat
 
 log = logging.getLogger("olol.gateway")
 
 MAX_RETRIES = 2
+STALLED_S = 60.0
+"""A client that reads nothing for so long has left its slot to others."""
 BUSY_S = 30.0
 """How long a request goes round engines that all say they are busy, from its arrival."""
 MAX_TRIED = 7
@@ -40,21 +44,41 @@ class Failover(Lifecycle):
         if self._call is not None:
             self._call.resume()
 
-    def check(self, now_s: float, first_byte_s: float, idle_s: float) -> None:
-        """Called by the sweeper: has the engine fallen silent?"""
-        if self._call is None or self._ended:
+    def check(self, now_s: float, patience: Patience) -> None:
+        """Called by the sweeper: has the engine fallen silent, or the client?"""
+        seat = self.ticket.seat
+        silent_s = now_s - self._touched_s
+        if self._call is None or self._ended or seat is None:
             return
         connection = self.connection
         if connection is not None and connection.paused:
             # The engine is held back by us: its silence is the client's.
-            if now_s - self._touched_s > idle_s:
+            if silent_s > STALLED_S:
                 self.record.cause = "client_stalled"
-                self.cancel(f"the client read nothing for {idle_s:.0f} s")
+                self.cancel(f"the client read nothing for {STALLED_S:.0f} s")
             return
-        limit = first_byte_s if self.record.first_s is None else idle_s
-        if now_s - self._touched_s > limit:
-            reason = f"{self.record.where}: no byte from the engine for {limit:.0f} s"
-            self._lost(reason, "engine_silent")
+        if silent_s < patience.probe_after_s:
+            return
+        if self._gateway.pulse.is_dead(seat, now_s, patience.probe_after_s):
+            self._lost(f"{seat.where}: the engine does not answer at all", "engine_frozen")
+            return
+        limit_s = patience.token_s if self._begun else self._first_byte_s(seat, patience)
+        if silent_s > limit_s:
+            cause = "token_timeout" if self._begun else "first_byte_timeout"
+            self._lost(f"{seat.where}: no byte from the engine for {limit_s:.0f} s", cause)
+
+    def _first_byte_s(self, seat: Seat, patience: Patience) -> float:
+        """How long the first byte may take: long for a cold model, else by what was learned."""
+        gateway, ask = self._gateway, self.ticket.ask
+        speeds = gateway.queue.speeds
+        now = next((x for x in gateway.roster.seats(ask.model) if x.key == seat.key), seat)
+        # Not resident any more: it was dropped as we came, and is loaded again for us.
+        cold = now.loading or not now.warm or not speeds.knows(seat.key, ask.model)
+        if not self.record.stream:
+            return patience.whole_s(ask.prompt_tokens, speeds.of(seat.key, ask.model))
+        if cold:
+            return patience.load_s
+        return patience.first_token_s(ask.prompt_tokens, speeds.of(seat.key, ask.model))
 
     def _lost(self, reason: str, cause: str = "engine_lost") -> None:
         """The engine broke off: try elsewhere, or end with an error that says so."""

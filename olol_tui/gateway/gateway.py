@@ -28,6 +28,7 @@ from olol_tui.gateway.loader import Loader
 from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
+from olol_tui.gateway.pulse import Pulse
 from olol_tui.gateway.records import Ledger, Record
 from olol_tui.gateway.routes import BLOBS, INFERENCE, dialect_of
 from olol_tui.gateway.settings import Settings
@@ -40,8 +41,6 @@ log = logging.getLogger("olol.gateway")
 
 STUCK_S = 30.0
 """How long a request waits while no engine could take it at all."""
-FIRST_BYTE_S = 300.0
-IDLE_S = 60.0
 _POKE_S = 0.25
 
 
@@ -89,6 +88,7 @@ class Gateway:
         self._poke_timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._admission = Admission(self)
+        self.pulse = Pulse(self.pool)
         self.api = Api(self, fleet)
         self.address = ""
         self.draining = False
@@ -154,6 +154,7 @@ class Gateway:
         await self.api.close()
         for connection in list(self._connections):
             connection.abort()
+        await self.pulse.close()
         await self.pool.close()
 
     async def _sweep(self) -> None:
@@ -171,7 +172,7 @@ class Gateway:
             for exchange in list(self._exchanges.values()):
                 if exchange.record.key_id in ended_keys:
                     exchange.cancel("the API key is not valid any more")
-                exchange.check(now, FIRST_BYTE_S, IDLE_S)
+                exchange.check(now, self.settings.patience)
                 self._check_stuck(exchange, now)
             self._carry_out(self.queue.pump_all(self._roster, now))
             self.metrics.look(self._fleet.fleet)

@@ -31,6 +31,7 @@ class Lifecycle:
     """The state that an exchange works on, from `open` in the ledger to `close`."""
 
     __slots__ = (
+        "_begun",
         "_blamed",
         "_body",
         "_call",
@@ -93,6 +94,8 @@ class Lifecycle:
         self._status = 0
         self._content_type = b""
         self._streaming = False
+        self._begun = False
+        """The engine has sent the first piece of its reply."""
         self._gaps: list[int] = []
         self._parts: list[bytes] = []
         self._tail = b""

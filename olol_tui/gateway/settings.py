@@ -13,6 +13,7 @@ from olol_tui.errors import ConfigError
 from olol_tui.gateway.access import Access
 from olol_tui.gateway.message import Limits
 from olol_tui.gateway.tls import TlsFiles
+from olol_tui.routing.patience import Patience
 from olol_tui.routing.policy import policies
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _AT_START = ("host", "port")
 
 
 class Settings:
-    """Of one gateway. `limits` and `access` are read anew at every use.
+    """Of one gateway. `limits`, `patience` and `access` are read anew at every use.
 
     Raises:
         ConfigError: the TLS files cannot be used.
@@ -32,6 +33,7 @@ class Settings:
         self.config = config
         self._started = config
         self.limits = _limits(config)
+        self.patience = _patience(config)
         self.access = Access(config.host, config.cors_origins)
         self.tls = TlsFiles(config.tls_cert, config.tls_key) if config.tls_cert else None
 
@@ -54,6 +56,7 @@ class Settings:
         def settle() -> tuple[str, ...]:
             self.config = config
             self.limits = _limits(config)
+            self.patience = _patience(config)
             self.access = Access(self._started.host, config.cors_origins)
             use_tls()
             gateway.queue.max_queued = config.max_queue
@@ -91,6 +94,15 @@ def _limits(config: GatewayConfig) -> Limits:
         body_s=config.body_timeout_s,
         idle_s=config.idle_timeout_s,
         connections=config.max_connections,
+    )
+
+
+def _patience(config: GatewayConfig) -> Patience:
+    return Patience(
+        first_byte_s=config.first_byte_timeout_s,
+        load_s=config.load_timeout_s,
+        token_s=config.token_timeout_s,
+        probe_after_s=config.probe_after_s,
     )
 
 

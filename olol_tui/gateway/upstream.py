@@ -19,6 +19,7 @@ from olol_tui.routing.roster import ROAD_MARK
 log = logging.getLogger("olol.gateway.upstream")
 
 _IDLE_PER_ENGINE = 64
+MAX_HEAD_BYTES = 64 * 1024
 
 
 class Receiver(Protocol):
@@ -70,8 +71,9 @@ class UpstreamConnection(asyncio.Protocol):
     """One socket to an engine, one call at a time."""
 
     __slots__ = (
-        "_complete", "_content_type", "_head_ready", "_keep_alive", "_parser", "_parts", "_pool",
-        "address", "answered", "calls", "receiver", "source", "transport",
+        "_complete", "_content_type", "_head_bytes", "_head_ready", "_in_head", "_keep_alive",
+        "_parser", "_parts", "_paused", "_pool", "address", "answered", "calls", "receiver",
+        "source", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool, address: str) -> None:
@@ -83,6 +85,7 @@ class UpstreamConnection(asyncio.Protocol):
         """While the body of the request is not all sent."""
         self.calls = 0
         self.answered = False
+        self._paused = False
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
@@ -90,7 +93,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._keep_alive = False
         self._content_type = b""
+        self._head_bytes = 0
         self._head_ready = False
+        self._in_head = True
         self._complete = False
         self.answered = False
 
@@ -116,6 +121,11 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._lose(f"malformed reply from the engine: {error}")
             return
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._lose(f"the head of its reply is larger than {MAX_HEAD_BYTES} bytes")
+                return
         if self._head_ready:
             self._head_ready = False
             receiver.up_head(self._parser.get_status_code(), self._content_type)
@@ -127,6 +137,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self._complete and self.receiver is receiver:
             self.receiver = None
             if self._keep_alive and self.source is None:
+                # Its client may be slow with the last piece; the next one must not wait for it.
+                self.resume()
                 self._reset()
                 self._pool.release(self)
             else:
@@ -140,6 +152,7 @@ class UpstreamConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         parser = self._parser
         self._head_ready = parser.get_status_code() != 100
+        self._in_head = not self._head_ready
         # Asked now: once the message is complete the parser has forgotten how it was framed.
         self._keep_alive = parser.should_keep_alive()
 
@@ -174,11 +187,13 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
 
     def pause(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
+        if self.transport is not None and not self.transport.is_closing() and not self._paused:
+            self._paused = True
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
+        if self._paused and self.transport is not None and not self.transport.is_closing():
+            self._paused = False
             self.transport.resume_reading()
 
 
@@ -279,9 +294,20 @@ class UpstreamPool:
         receiver: Receiver,
         source: BodySource | None,
     ) -> None:
+        made: list[UpstreamConnection] = []
+
+        def factory() -> UpstreamConnection:
+            made.append(UpstreamConnection(self, address))
+            return made[-1]
+
         try:
             async with asyncio.timeout(self._connect_s):
-                protocol = await self._dial(address, lambda: UpstreamConnection(self, address))
+                protocol = await self._dial(address, factory)
+        except asyncio.CancelledError:
+            # The client left in the moment in which the connection came about.
+            for connection in made:
+                connection.close()
+            raise
         except TimeoutError:
             call._task = None
             receiver.up_lost(f"no connection to {address} within {self._connect_s:g} s")

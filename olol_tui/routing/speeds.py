@@ -100,6 +100,10 @@ class Speeds:
         one."""
         return self._pace.get(engine, 1.0)
 
+    def knows(self, engine: str, model: str) -> bool:
+        """Whether this engine has ever served that model."""
+        return (engine, model) in self._speeds
+
     def served(
         self,
         engine: str,

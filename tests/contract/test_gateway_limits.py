@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from olol_tui.gateway import gateway as gateway_module
+from olol_tui.gateway import failover
 from olol_tui.gateway.gateway import Gateway
 from olol_tui.gateway.message import Limits
 from tests.contract.gateway_rig import engine_node, eventually, gateway_over
@@ -161,7 +161,7 @@ async def test_a_client_that_reads_nothing_gives_its_slot_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its engine was held back by us, so the engine is not to blame and not ejected."""
-    monkeypatch.setattr(gateway_module, "IDLE_S", 1.0)
+    monkeypatch.setattr(failover, "STALLED_S", 1.0)
     server = await asyncio.start_server(endless, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with gateway_over(engine_node("n1", f"127.0.0.1:{port}", MODEL)) as (gateway, _, _client):
