@@ -150,11 +150,18 @@ class Exchange(Failover):
                 return
             complete = True
         self._learn_stream(last)
-        connection = self.connection
+        connection, self.connection = self.connection, None
         if connection is not None:
             if not connection.started:
                 connection.begin(200, self._content_type, self._marks())
-            connection.end()
+            if complete:
+                connection.end()
+            else:
+                # The engine has said that it failed: no client may take this for an end.
+                connection.break_off(b"")
+        if not complete and (seat := self.ticket.seat) is not None:
+            reason = f"{seat.where}: the engine reported an error in mid-stream"
+            self._gateway.health.failed(seat, self.ticket.ask.model, reason, "engine_error")
         self._finish(not complete, last)
 
     def _translated_ended(self, translation: Translation) -> None:

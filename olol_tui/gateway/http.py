@@ -302,9 +302,15 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
             self._done(False)
 
     def break_off(self, frame: bytes) -> None:
-        """End a begun reply as broken: a last frame, then no proper end of the body."""
+        """End a begun reply as broken: a last frame, then no proper end of the body.
+
+        Args:
+            frame: empty where the engine sent one itself.
+        """
         if frame:
             self.send(frame)
+        elif self._head:
+            self._write(self._head)
         self.handler = None
         self.active = None
         if self.transport is not None:
