@@ -217,7 +217,7 @@ async def _refuse_provisioned(config: ClusterConfig, paths: Paths, names: list[s
 
 
 def _list(args: argparse.Namespace) -> int:
-    from olol_tui.provision.jobs import where
+    from olol_tui.provision.jobs import resolved
 
     config, paths = config_of(args)
     fleet = asyncio.run(_fleet(paths))
@@ -228,7 +228,7 @@ def _list(args: argparse.Namespace) -> int:
         rows.append(
             {
                 "name": name,
-                "where": "this machine" if node.local else where(node),
+                "where": "this machine" if node.local else live.host if live else resolved(node),
                 "state": live.state if live is not None else "",
                 "gpus": len(live.devices) if live is not None else None,
                 "agent": live.agent_version if live is not None else "",

@@ -57,9 +57,10 @@ def run(main: Coroutine[Any, Any, int]) -> int:
 
 async def serve(config: ClusterConfig, paths: Paths, demo: DemoOptions | None = None) -> int:
     """The core alone, until SIGTERM or SIGINT; a second signal does not wait for requests."""
+    stays = _is_to_outlive_its_terminal()
     with logging_to(None), _only_core(paths), _stop_signals() as stop:
         async with _core(config, paths, demo) as core:
-            _reload_on_hangup(core, stop)
+            _reload_on_hangup(core, None if stays else stop)
             await _first_facts(core, stop)
             print(f"ready {core.address}", flush=True)
             log.info("ready", extra={"address": core.address, "pid": os.getpid()})
@@ -73,10 +74,15 @@ async def serve(config: ClusterConfig, paths: Paths, demo: DemoOptions | None = 
 async def embed(
     config: ClusterConfig, paths: Paths, options: ConsoleOptions, demo: DemoOptions | None = None
 ) -> int:
-    """Core and console together; the core outlives a console that fails or is told to go."""
-    with logging_to(paths.log_file), _only_core(paths), _stop_signals(on_hangup=False) as stop:
+    """Core and console together; the core outlives a console that fails or is told to go.
+
+    It outlives its terminal too, unless it is a demonstration, which nobody would miss.
+    """
+    ends = demo is not None and not _is_to_outlive_its_terminal()
+    with logging_to(paths.log_file), _only_core(paths), _stop_signals(on_hangup=ends) as stop:
         async with _core(config, paths, demo) as core:
-            _reload_on_hangup(core, None)
+            if not ends:
+                _reload_on_hangup(core, None)
             ended = await _console(core.link, options, stop)
             if ended == "quit":
                 # The console's words for it are «Stop everything».
@@ -84,6 +90,8 @@ async def embed(
                 return 0
             if ended == "crashed":
                 _tell(f"The console failed; see {paths.log_file}")
+            if ends and not _has_terminal():
+                stop.set()
             if not stop.is_set():
                 _tell(f"Serving at {core.address} without a console; ctrl+c stops.")
             await stop.wait()
@@ -149,6 +157,11 @@ def _reload_on_hangup(core: Core, stop: asyncio.Event | None) -> None:
             core.reload()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+def _is_to_outlive_its_terminal() -> bool:
+    """Whether we were started with `nohup`, or as it does; to be asked before we listen."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def _has_terminal() -> bool:

@@ -72,7 +72,7 @@ class RemoteRoad:
         self._provisioned: bool | None = None
         self._survives_reboot: bool | None = None
         self._direct_host = ""
-        self._where = where(config)
+        self._place_told = where(config)
         self.target = ssh_target(config)
         self._ssh_command = ssh_command(self.target)
         self.busy = asyncio.Lock()
@@ -86,7 +86,7 @@ class RemoteRoad:
     @property
     def facts(self) -> RoadFacts:
         return RoadFacts(
-            host=self._where,
+            host=self._place_told,
             ssh_command=self._ssh_command,
             provisioned=self._provisioned,
             survives_reboot=self._survives_reboot,
@@ -177,7 +177,7 @@ class RemoteRoad:
         """Provisioning over this very link. Blocking at first: it builds the zipapp."""
         return Job(
             name,
-            self._where,
+            where(self._config),
             (lambda: nullcontext(link)) if link is not None else self._opened,
             self._remotes.kit.wishes(self._config),
             link_transport,
@@ -256,6 +256,12 @@ class RemoteRoad:
         return _Opened(self)
 
     def _link_changed(self, state: LinkState) -> None:
+        if state.phase == "up":
+            self._place_told = state.place
+            # A key that was accepted here is news to `ssh`, unless it is told of our file.
+            own = str(self._remotes.hostkeys.own_file)
+            is_ours = not state.key_files or set(state.key_files) == {own}
+            self._ssh_command = ssh_command(self.target, own if is_ours else "")
         self._news.set()
         self._changed()
 
@@ -336,14 +342,20 @@ def _question(error: SSHError | None) -> HostKeyQuestion | None:
     )
 
 
-def ssh_command(target: Target) -> str:
-    """What a human types to get there."""
+def ssh_command(target: Target, own_file: str = "") -> str:
+    """What a human types to get there.
+
+    Args:
+        own_file: our known_hosts, where the host's key is in no other.
+    """
     words = ["ssh"]
     if target.port is not None:
         words += ["-p", str(target.port)]
     for identity in target.identities:
         words += ["-i", str(identity)]
-    for path in target.known_hosts:
-        words += ["-o", f"UserKnownHostsFile={path}"]
+    files = [str(path) for path in target.known_hosts] + ([own_file] if own_file else [])
+    if files:
+        # ssh takes one list: another option of that name would count for nothing.
+        words += ["-o", f"UserKnownHostsFile={' '.join(map(shlex.quote, files))}"]
     words.append(f"{target.user}@{target.host}" if target.user else target.host)
     return shlex.join(words)

@@ -59,9 +59,9 @@ problem = "old"
 if sys.version_info >= (3, 8):
     problem = "usable"
     try:
-        import ctypes, fcntl, select, socket, zlib
+        import _ctypes, _socket, fcntl, select, zlib
     except ImportError as error:
-        problem = "without " + str(error.name)
+        problem = "without " + str(error.name).lstrip("_")
 print(sys.version.split()[0] + " " + problem)
 """
 

@@ -24,10 +24,10 @@ from olol_tui.provision.shell import Shell
 from olol_tui.provision.steps import Wishes
 from olol_tui.provision.upload import Source
 from olol_tui.ssh.connection import Connector
-from olol_tui.ssh.errors import HostKeyUnknown
+from olol_tui.ssh.errors import HostKeyUnknown, SSHError
 from olol_tui.ssh.hostkeys import OfferedKey
 from olol_tui.ssh.link import NodeLink
-from olol_tui.ssh.target import Target
+from olol_tui.ssh.target import Target, describe, route
 
 
 def ssh_target(config: NodeConfig) -> Target:
@@ -46,6 +46,17 @@ def where(config: NodeConfig) -> str:
     """The node's address for people: `ops@gpu1.lan:2222`."""
     user = f"{config.user}@" if config.user else ""
     return f"{user}{config.host}{f':{config.port}' if config.port else ''}"
+
+
+def resolved(config: NodeConfig) -> str:
+    """The same as `~/.ssh/config` completes it; as configured where that cannot be read.
+
+    Blocking.
+    """
+    try:
+        return describe(route(ssh_target(config)))
+    except SSHError:
+        return where(config)
 
 
 class Kit:
@@ -155,9 +166,9 @@ def link_transport(shell: Shell, facts: Facts, socket: str) -> httpx.AsyncBaseTr
 
 
 def describe_link(shell: Shell) -> str:
-    """Which server it is, and how streams will travel."""
+    """Where it is, which server, and how streams will travel."""
     state = _link(shell).state
-    said = [state.server_version.removeprefix("SSH-2.0-")]
+    said = [state.place, state.server_version.removeprefix("SSH-2.0-")]
     if state.road != "channels":
         said.append("forwarding is forbidden there: streams go over stdio")
     return ", ".join(filter(None, said))

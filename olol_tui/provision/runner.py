@@ -47,7 +47,7 @@ class Job:
     transport: Callable[[Shell, Facts, str], httpx.AsyncBaseTransport] | None = None
     """The gateway's road to the agent's socket."""
     describe: Callable[[Shell], str] = lambda shell: ""
-    """What the connection is like."""
+    """What was reached, and what the connection is like; in place of `where`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Provisioning:
                 self._fail("connect", began_s, error)
                 raise _Failed from error
             took_s = time.monotonic() - began_s
-            said = ", ".join(filter(None, (self.job.where, self.job.describe(shell))))
+            said = self.job.describe(shell) or self.job.where
             self._tell(StepResult("connect", "unchanged", said, took_s=took_s))
             await self._carry_out(shell, dry_run=dry_run)
 

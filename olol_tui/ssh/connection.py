@@ -60,6 +60,8 @@ class Connection:
         self.hop = hop
         self.ssh = ssh
         self.below: Connection | None = None
+        self.key_files: tuple[str, ...] = ()
+        """The known_hosts files that have its host key."""
         self.channels = 0
         """Streams open or being opened."""
         self.full_at = 0
@@ -89,6 +91,11 @@ class Connection:
     def host_key(self) -> OfferedKey | None:
         key = self.ssh.get_server_host_key()
         return None if key is None else OfferedKey.of(self.hop.key_name, key)
+
+    @property
+    def place(self) -> str:
+        """`ops@10.0.4.13 via ops@bastion.lan`."""
+        return self.hop.place + ("" if self.below is None else f" via {self.below.place}")
 
     @property
     def cipher(self) -> str:
@@ -222,7 +229,10 @@ class Connector:
             # Even if we were not let in: the next time it must be the same machine.
             await self._write_down(client.accepted, ssh)
         _set_user_timeout(ssh, profile.user_timeout_ms)
-        return Connection(name, hop, ssh, client)
+        connection = Connection(name, hop, ssh, client)
+        key = ssh.get_server_host_key()
+        connection.key_files = tuple(path for known_key, path in known.named if known_key == key)
+        return connection
 
     async def _write_down(
         self, accepted: OfferedKey | None, ssh: asyncssh.SSHClientConnection | None

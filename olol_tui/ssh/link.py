@@ -57,6 +57,10 @@ class LinkState:
     """Of the host's key."""
     server_version: str = ""
     banner: str = ""
+    place: str = ""
+    """`ops@10.0.4.13 via ops@bastion.lan`: what was dialled."""
+    key_files: tuple[str, ...] = ()
+    """The known_hosts files with the host's key; none when it was accepted just now."""
 
     @property
     def reason(self) -> str:
@@ -298,6 +302,8 @@ class NodeLink:
                 fingerprint="" if key is None else key.fingerprint,
                 server_version=self._control.server_version,
                 banner=self._control.banner,
+                place=self._control.place,
+                key_files=self._control.key_files,
             )
         )
 

@@ -81,6 +81,12 @@ class Hop:
         """`gpu1.lan` or `gpu1.lan port 2222`."""
         return self.host if self.port == 22 else f"{self.host} port {self.port}"
 
+    @property
+    def place(self) -> str:
+        """`ops@gpu1.lan` or `ops@gpu1.lan:2222`: what is dialled, whatever it was called."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.user}@{host}{'' if self.port == 22 else f':{self.port}'}"
+
 
 def route(target: Target, config: Path | None = None) -> tuple[Hop, ...]:
     """The hops from here to the target, which is the last one. Reads files: blocking.
@@ -105,6 +111,11 @@ def route(target: Target, config: Path | None = None) -> tuple[Hop, ...]:
             hops.insert(0, _resolve(following.pop(), config)[0])
         pending += following
     return tuple(hops)
+
+
+def describe(hops: Sequence[Hop]) -> str:
+    """`ops@10.0.4.13 via ops@bastion.lan`: the last hop, and those before it."""
+    return " via ".join(hop.place for hop in reversed(hops))
 
 
 def config_argument(config: Path | None) -> object:

@@ -29,11 +29,11 @@ from tests.contract.serve_rig import COMMAND, SIMULATED, Instance, processes_wit
 class Terminal:
     """A console in a pseudo terminal of 120x36."""
 
-    def __init__(self, instance: Instance, *args: str) -> None:
+    def __init__(self, instance: Instance, *args: str, prefix: tuple[str, ...] = ()) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
         self.process = subprocess.Popen(
-            [*COMMAND, *args, "--state-dir", str(instance.state_dir)],
+            [*prefix, *COMMAND, *args, "--state-dir", str(instance.state_dir)],
             env={**instance.env, "TERM": "xterm-256color"},
             stdin=slave,
             stdout=slave,
@@ -136,6 +136,35 @@ def test_a_lost_terminal_leaves_the_gateway_serving(instance: Instance, terminal
     assert terminal.process.poll() is None
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.process.wait(60) in (0, 120), "120: Python could not flush to the terminal"
+
+
+def test_a_demonstration_ends_with_its_terminal_unless_told_otherwise(
+    instance: Instance,
+) -> None:
+    """It once went on for ever, with a fleet of simulated engines and their traffic."""
+    demo = ("demo", "--nodes", "1", "--gpus", "1", "--no-traffic", "--port", "0")
+    one = Terminal(instance, *demo)
+    try:
+        one.wait_for("gpu0")
+        one.hang_up()
+        assert one.process.wait(60) in (0, 120), "120: Python could not flush to the terminal"
+        assert processes_with(str(instance.state_dir)) == []
+    finally:
+        one.close()
+    # As nohup does, which would take its output away as well.
+    prefix = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+    kept = Terminal(instance, *demo, prefix=prefix)
+    try:
+        kept.wait_for("gpu0")
+        kept.hang_up()
+        for _ in range(3):
+            assert answers(instance)
+            time.sleep(1)
+        kept.process.send_signal(signal.SIGTERM)
+        kept.process.wait(60)
+        assert processes_with(str(instance.state_dir)) == []
+    finally:
+        kept.close()
 
 
 def test_sigterm_closes_the_console_and_drains(instance: Instance, terminal: Terminal) -> None:

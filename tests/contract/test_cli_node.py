@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import stat
@@ -43,7 +44,9 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "state" / "cluster.toml"
 
 
-def test_nodes_are_added_listed_and_removed(cli: Cli, config: Path) -> None:
+def test_nodes_are_added_listed_and_removed(cli: Cli, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "me/.ssh").mkdir()
+    (tmp_path / "me/.ssh/config").write_text("Host gpu2.lan\n HostName 10.0.0.2\n Port 2200\n")
     code, out, _ = cli("node", "add", "ops@gpu1.lan:2222", "gpu2.lan", "10.0.0.12")
     assert code == 0
     assert "olol-tui node provision gpu1 gpu2 10.0.0.12" in out
@@ -53,8 +56,8 @@ def test_nodes_are_added_listed_and_removed(cli: Cli, config: Path) -> None:
     assert nodes["core"] is False
     assert [(node["name"], node["where"]) for node in nodes["nodes"]] == [
         ("gpu1", "ops@gpu1.lan:2222"),
-        ("gpu2", "gpu2.lan"),
-        ("10.0.0.12", "10.0.0.12"),
+        ("gpu2", f"{getpass.getuser()}@10.0.0.2:2200"),
+        ("10.0.0.12", f"{getpass.getuser()}@10.0.0.12"),
     ]
     assert "no core runs" in cli("node", "list")[1]
     assert cli("node", "remove", "--force", "gpu1", "gpu2")[0] == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -134,6 +135,12 @@ async def test_from_a_bare_host_to_an_answer_and_back(server: Sshd, tmp_path: Pa
         await fleet.ready()
         node = fleet.node("h1")
         assert node.question is None and node.provisioned
+        # The command to copy asks nothing: the key that was trusted here is known to it too.
+        typed = [*shlex.split(node.ssh_command), "-o", "BatchMode=yes", "echo $PPID"]
+        shell = await asyncio.create_subprocess_exec("ssh", *typed[1:], stdout=-1, stderr=-1)
+        out, err = await asyncio.wait_for(shell.communicate(), 60)
+        assert shell.returncode == 0, (typed, err)
+        assert out.strip().isdigit()
         assert [device.role for device in node.devices] == ["ollama", "ollama"]
         assert node.last_contact_s is not None
         # A request takes the same road as the gateway's.

@@ -100,5 +100,6 @@ async def test_the_road_is_an_ssh_link_with_a_channel_to_the_agent(
         there = Job("h1", "h1", lambda: nullcontext(link), what, link_transport, describe_link)
         report = await Provisioning(there, Archives(tmp_path)).run()
         assert report.ok, report.failure
-        assert report.steps[0].message.startswith("h1, OpenSSH")
+        place = f"{host.target.user}@127.0.0.1:{host.port}"
+        assert report.steps[0].message.startswith(f"{place}, OpenSSH")
         assert "SIM 24G, SIM 24G" in report.steps[-1].message

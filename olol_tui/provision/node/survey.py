@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import socket
 import stat
@@ -38,7 +37,7 @@ def survey(ask: dict[str, Any]) -> dict[str, Any]:
     facts = {
         "os": _os_name(),
         "kernel": f"{os.uname().sysname} {os.uname().release}",
-        "arch": platform.machine(),
+        "arch": os.uname().machine,
         "hostname": socket.gethostname(),
         "user": base.user_name(),
         "uid": os.getuid(),
@@ -95,9 +94,9 @@ def _os_name() -> str:
     try:
         text = Path("/etc/os-release").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.system()
+        return os.uname().sysname
     match = re.search(r'^PRETTY_NAME="?([^"\n]*)', text, re.MULTILINE)
-    return match.group(1) if match else platform.system()
+    return match.group(1) if match else os.uname().sysname
 
 
 def has_linger() -> bool:

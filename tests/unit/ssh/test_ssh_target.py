@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from olol_tui.ssh.errors import SSHConfigError
-from olol_tui.ssh.target import Hop, Target, route
+from olol_tui.ssh.target import Hop, Target, describe, route
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,16 @@ def test_the_file_of_the_user(home: Path) -> None:
     assert hop.identities_only and hop.explicit_identities
     assert hop.agent_path == ""
     assert hop.known_hosts == (home / "lab_hosts",)
+
+
+def test_where_a_name_leads_is_told_with_user_port_and_jump_hosts(home: Path) -> None:
+    configured(
+        home,
+        "Host gpu1\n HostName 10.0.4.13\n User ops\n Port 2222\n ProxyJump me@bastion.lan\n"
+        "Host six\n HostName fd00::13\n User ops\n Port 2222\n",
+    )
+    assert describe(route(Target("gpu1"))) == "ops@10.0.4.13:2222 via me@bastion.lan"
+    assert describe(route(Target("six"))) == "ops@[fd00::13]:2222"
 
 
 def test_what_the_node_says_wins(home: Path) -> None:
