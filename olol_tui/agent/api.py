@@ -12,8 +12,9 @@ from typing import Any, AsyncIterator, Awaitable, Callable
 
 from . import PROTOCOL, __version__, foreign, inventory, logs, proc, shape, store
 from .devices import DeviceSource
+from .engines.forward import public_key
 from .engines.simulated import store_path
-from .errors import BadRequest, NotFound
+from .errors import BadRequest, EngineError, NotFound
 from .lease import HEADER, Controller, Lease
 from .records import State
 from .routes import Request, Router
@@ -59,6 +60,7 @@ class Api:
         router.add("GET", "/v1/engines/{identity}/logs", self._engine_logs)
         router.add("GET", "/v1/logs", self._agent_logs)
         router.add("GET", "/v1/telemetry/stream", self._stream)
+        router.add("POST", "/v1/mesh/key", self._mesh_key)
         router.add("POST", "/v1/claim", self._claim)
         router.add("POST", "/v1/release", self._release)
         router.add("POST", "/v1/upgrade", self._upgrade)
@@ -84,7 +86,11 @@ class Api:
         return await inventory.collect(
             self._facts.source,
             self._facts.foreign,
-            [*self._facts.sampler_errors(), *self._supervisor.errors],
+            [
+                *self._facts.sampler_errors(),
+                *self._supervisor.errors,
+                *filter(None, [self._supervisor.door_problem()]),
+            ],
             simulated=self._facts.simulated,
             machine_id=self._state.machine_id,
         )
@@ -164,6 +170,15 @@ class Api:
         if not isinstance(sha256, str):
             raise BadRequest("sha256: expected a string")
         return await self._replace(Path(path), sha256)
+
+    async def _mesh_key(self, _request: Request) -> dict[str, Any]:
+        """The key with which this node's heads reach workers elsewhere; made when asked for."""
+        loop = asyncio.get_running_loop()
+        try:
+            key = await loop.run_in_executor(None, public_key, str(self._state.path))
+        except EngineError as error:
+            raise BadRequest(error.message, error.hint) from error
+        return {"public_key": key}
 
     async def _claim(self, request: Request) -> dict[str, Any]:
         self._lease.claim(_controller(request))

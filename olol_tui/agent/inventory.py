@@ -5,22 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import re
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from .devices import DeviceSource
 from .engines import embedded
-from .engines.base import find_program
+from .engines.base import find_program, program_version
+from .engines.rpc_server import find_worker
 from .errors import EngineError
-
-_VERSION_TIMEOUT_S = 10.0
-_VERSION = re.compile(r"version(?: is)?:? *v?([0-9][^\s,]*(?: \(build \d+[^)]*\))?)")
-
-_versions: dict[tuple[str, int], str] = {}
-"""(path, mtime) to version: asking starts a process."""
 
 
 def memory_bytes() -> int:
@@ -55,11 +48,13 @@ async def collect(
 async def _engines(simulated: bool) -> dict[str, Any]:
     """Which kinds can run here; on a simulated node only the simulated one is offered."""
     if simulated:
-        return {"ollama": None, "llama-server": None, "embedded": None, "simulated": {}}
+        none = {"ollama": None, "llama-server": None, "rpc-server": None, "embedded": None}
+        return {**none, "simulated": {}}
     installed = embedded.installed_version()
     return {
         "ollama": await _program("ollama"),
         "llama-server": await _program("llama-server"),
+        "rpc-server": _worker(),
         "embedded": None if installed is None else {"version": installed},
         "simulated": None,
     }
@@ -74,24 +69,11 @@ async def _program(name: str) -> dict[str, str] | None:
     return {"path": path, "version": await loop.run_in_executor(None, program_version, path)}
 
 
-def program_version(path: str) -> str:
-    """What `PROGRAM --version` says, empty when it says nothing we can read."""
+def _worker() -> dict[str, str] | None:
     try:
-        key = (path, Path(path).stat().st_mtime_ns)
-        if key not in _versions:
-            done = subprocess.run(
-                [path, "--version"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=_VERSION_TIMEOUT_S,
-                check=False,
-            )
-            match = _VERSION.search(done.stdout.decode("utf-8", "replace"))
-            _versions[key] = match.group(1) if match else ""
-        return _versions[key]
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+        return {"path": find_worker("", os.environ), "version": ""}
+    except EngineError:
+        return None
 
 
 def _os_name() -> str:

@@ -14,28 +14,22 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Awaitable, TypeVar
+from typing import Any
 
 from . import client, logs, ports, proc
 from .backoff import Backoff
-from .engines import EngineKind, Unsupported, kind_of
+from .engines import EngineKind, NotYet, Unsupported, kind_of
 from .errors import EngineError
 from .process import Process
 from .records import Record
 from .site import ANNOUNCE, MARK_ENGINE, MARK_STATE, Site
 from .spec import Spec
+from .vigil import SILENT_POLLS, Vigil
+from .waker import Waker, Woken
 
 log = logging.getLogger(__name__)
 
 _PORT_TRIES = 5
-_SILENT_POLLS = 3
-"""Unanswered polls after which a ready engine is said not to answer."""
-
-_T = TypeVar("_T")
-
-
-class _Woken(Exception):
-    """The process ended or a wish arrived while something was awaited."""
 
 
 class Keeper:
@@ -48,7 +42,7 @@ class Keeper:
         self._running: Spec = spec
         self._process: Process | None = None
         self._record = record
-        self._wake = asyncio.Event()
+        self._waker = Waker(self._check)
         self._restart_asked = False
         self._plain = False
         self._port = record.port if record else 0
@@ -57,6 +51,7 @@ class Keeper:
         self._backoff = Backoff(site.policy)
         self._ready_at: float | None = None
         self._loaded: list[dict[str, Any]] = []
+        self._layout: dict[str, Any] | None = None
         self._state = "starting"
         self._since_mono = self._started_mono = time.monotonic()
         self._retry_at: float | None = None
@@ -88,6 +83,11 @@ class Keeper:
         return self._port if self._state == "ready" else 0
 
     @property
+    def claimed_port(self) -> int:
+        """Where it answers or will; 0 before its first start."""
+        return self._port
+
+    @property
     def pid(self) -> int | None:
         process = self._process
         return process.pid if process is not None and not process.exited else None
@@ -96,18 +96,19 @@ class Keeper:
         """Set the wish: another spec replaces the process, None ends it."""
         current = self._spec
         if current is not None and spec is not None and current.digest == spec.digest:
+            self._spec = spec  # what the process does not depend on may differ
             return
         self._spec = spec
-        self._wake.set()
+        self._waker.wake()
 
     def restart(self) -> None:
         """Start afresh now, whatever the state; forgets past crashes."""
         self._restart_asked = True
-        self._wake.set()
+        self._waker.wake()
 
     def refresh(self) -> None:
         """Look now at what is loaded instead of at the next beat."""
-        self._wake.set()
+        self._waker.wake()
 
     async def leave(self) -> None:
         """End the task and leave the process running for the next agent."""
@@ -141,6 +142,7 @@ class Keeper:
             "retry_in_s": None if retry_at is None else max(0.0, retry_at - time.monotonic()),
             "error": self._error,
             "log_tail": list(self._log_tail),
+            **self._kind.tells(self.pid, self._layout if self._state == "ready" else None),
         }
 
     # -- the task
@@ -162,7 +164,7 @@ class Keeper:
         """Have a process, follow it until something happens, and deal with that."""
         if self._process is None and not await self._launch():
             return
-        with suppress(_Woken):
+        with suppress(Woken):
             await self._watch()
         process = self._process
         if process is None:
@@ -202,7 +204,15 @@ class Keeper:
             path = state.log_path(spec.id)
             self._site.announce(path, launch.argv)
             env = {**launch.env, MARK_STATE: str(state.path), MARK_ENGINE: spec.id}
-            process = Process.start(launch.argv, env, path, state.path, self._wake.set)
+            process = Process.start(
+                launch.argv, env, path, state.path, self._waker.wake, launch.ignores_sigpipe
+            )
+        except NotYet as error:
+            log.info("%s: %s", spec.id, error.message)
+            self._retry_at = time.monotonic() + self._site.policy.backoff_first_s
+            self._set("backoff", error.message)
+            await self._pause()
+            return False
         except EngineError as error:
             self._fail(f"{error.message}; {error.hint}" if error.hint else error.message)
             await self._until_wished()
@@ -227,7 +237,7 @@ class Keeper:
         return True
 
     def _adopt(self, record: Record) -> None:
-        self._process = Process.adopt(record.pid, record.starttime, self._wake.set)
+        self._process = Process.adopt(record.pid, record.starttime, self._waker.wake)
         if self._process is not None:
             self._site.hold_port(record.id, record.port)
             # Another spec than it was started with: replace it, orderly.
@@ -235,38 +245,47 @@ class Keeper:
             log.info("%s: adopted pid %d on port %d", record.id, record.pid, record.port)
 
     async def _watch(self) -> None:
-        """Follow a started process until an event ends it; always leaves by _Woken."""
+        """Follow a started process until an event ends it; always leaves by Woken."""
         policy, process = self._site.policy, self._process
         if process is None:
             return
         timeout_s = self._kind.start_timeout_s(policy)
         while not await self._answers(process):
             if time.monotonic() - self._started_mono > timeout_s:
-                await process.stop(policy.stop_grace_s)
+                await process.stop(self._kind.stop_grace_s(policy))
                 self._error = f"did not answer within {timeout_s:g} s of its start"
-                raise _Woken
+                raise Woken
             await self._sleep(policy.ready_probe_s)
         self._ready_at = time.monotonic()
         self._bad_ports.clear()
-        silent = 0
+        path = self._site.state.log_path(self.id)
+        loop = asyncio.get_running_loop()
+        self._layout = await loop.run_in_executor(None, self._kind.layout, self._running, path)
+        vigil = Vigil(self._kind, self._running, self._port, policy)
         while True:
             try:
-                loaded = await self._race(
-                    self._kind.loaded(self._running, self._port, policy.answer_s)
-                )
+                loaded = await self._waker.race(vigil.look())
             except client.CallError as error:
-                silent += 1
-                if silent == _SILENT_POLLS:
+                if vigil.silent == SILENT_POLLS:
                     self._set(self._state, f"does not answer: {error}")
             else:
-                silent = 0
                 self._seen(loaded)
+            if vigil.verdict:
+                # What it computes for clients is lost already: they hear so when it ends.
+                self._error = f"did not move: {vigil.verdict}"
+                process.kill()
+                await self._until_gone(process)
             await self._sleep(policy.poll_s)
+
+    async def _until_gone(self, process: Process) -> None:
+        while not process.exited:
+            await self._waker.until(None)
+        raise Woken
 
     async def _answers(self, process: Process) -> bool:
         """Whether the engine, and nobody else on its port, is ready."""
         try:
-            version = await self._race(self._kind.ready(self._running, self._port))
+            version = await self._waker.race(self._kind.ready(self._running, self._port))
         except client.CallError:
             return False
         except Unsupported as error:
@@ -274,13 +293,13 @@ class Keeper:
                 raise EngineError(str(error)) from error
             log.warning("%s: %s: starting it without", self.id, error)
             self._plain = self._restart_asked = True
-            raise _Woken from error
+            raise Woken from error
         ours = proc.session_listens(process.pid, self._port)
         if ours is False:
             log.warning("%s: port %d belongs to another program", self.id, self._port)
             self._bad_ports.add(self._port)
             self._restart_asked = True
-            raise _Woken
+            raise Woken
         if version is None or ours is None:
             return False
         if version and version != self._version and self._record is not None:
@@ -318,6 +337,8 @@ class Keeper:
         error = f"{reason}: {last.strip()}" if last else reason
         log.warning("%s: %s", self.id, error)
         delay_s = self._backoff.crashed(now, self._ready_at)
+        if delay_s is None and self._kind.never_gives_up:
+            delay_s = policy.backoff_ceiling_s
         if delay_s is None:
             self._fail(f"crashed {self._backoff.crashes} times: {error}", tail)
             return
@@ -332,14 +353,14 @@ class Keeper:
             await self._until_wished()
         elif retry_at is not None:
             while not self._wished() and time.monotonic() < retry_at:
-                await self._until_wake(retry_at - time.monotonic())
+                await self._waker.until(retry_at - time.monotonic())
         if self._restart_asked:
             self._forgive()
         self._retry_at = None
 
     async def _until_wished(self) -> None:
         while not self._wished():
-            await self._until_wake(None)
+            await self._waker.until(None)
         self._forgive()
 
     def _forgive(self) -> None:
@@ -349,7 +370,7 @@ class Keeper:
     async def _end(self) -> None:
         process = self._process
         if process is not None:
-            await process.stop(self._site.policy.stop_grace_s)
+            await process.stop(self._kind.stop_grace_s(self._site.policy))
         self._process = None
         self._loaded = []
         self._site.state.forget(self.id)
@@ -366,35 +387,12 @@ class Keeper:
         self._state, self._error = state, error
         self._site.changed()
 
-    async def _until_wake(self, timeout_s: float | None) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            return
-        self._wake.clear()
-
     async def _sleep(self, seconds: float) -> None:
-        """Raises _Woken when the process ended or must be replaced."""
-        await self._until_wake(seconds)
+        """Raises Woken when the process ended or must be replaced."""
+        await self._waker.until(seconds)
         self._check()
 
     def _check(self) -> None:
         process = self._process
         if process is None or process.exited or self._wished():
-            raise _Woken
-
-    async def _race(self, call: Awaitable[_T]) -> _T:
-        """The result of a call to the engine, or _Woken as soon as that became pointless."""
-        task = asyncio.ensure_future(call)
-        try:
-            while not task.done():
-                wake = asyncio.ensure_future(self._wake.wait())
-                await asyncio.wait({task, wake}, return_when=asyncio.FIRST_COMPLETED)
-                wake.cancel()
-                self._wake.clear()
-                self._check()
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            raise Woken

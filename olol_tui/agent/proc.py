@@ -17,6 +17,7 @@ _SYS_PIDFD_OPEN = 434
 """The same number on every architecture; `os.pidfd_open` only exists from Python 3.9."""
 
 _LISTEN = "0A"
+_CONNECTED = {"01": "open", "08": "left"}
 
 
 class Stat(NamedTuple):
@@ -154,6 +155,37 @@ def listening() -> dict[int, tuple[str, int]]:
                 address, _, port = fields[1].partition(":")
                 sockets[int(fields[9])] = (address, int(port, 16))
     return sockets
+
+
+def connections(port: int) -> set[str]:
+    """States of the connections that a listener on that port has accepted, or is about to.
+
+    `open`: a client is there. `left`: a client closed its end and ours has not noticed, which
+    takes a living process no time at all.
+    """
+    states: set[str] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            # The same connection, seen from a client on this machine, has the port as its peer.
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] in _CONNECTED:
+                states.add(_CONNECTED[fields[3]])
+    return states
+
+
+def resident_bytes(session: int) -> int:
+    """Memory that the processes of a session hold."""
+    pages = 0
+    for pid in session_members(session):
+        try:
+            pages += int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def socket_inodes(pid: int) -> set[int]:

@@ -58,6 +58,7 @@ class Process:
         log: Path,
         cwd: Path,
         on_exit: Callable[[], None],
+        ignores_sigpipe: bool = False,
     ) -> Process:
         """Start it detached from this agent: own session, no stdin, output to the log file.
 
@@ -76,6 +77,8 @@ class Process:
                 env=dict(env),
                 cwd=str(cwd),
                 start_new_session=True,
+                # Python itself ignores SIGPIPE; what is not restored is inherited.
+                restore_signals=not ignores_sigpipe,
             )
         except OSError as error:
             raise EngineError(f"{argv[0]}: {error.strerror or error}") from error
@@ -101,6 +104,10 @@ class Process:
                 self._signal(signal.SIGKILL)
                 await self._gone.wait()
         self.sweep()
+
+    def kill(self) -> None:
+        """SIGKILL to the whole session; `on_exit` tells when it is gone."""
+        self._signal(signal.SIGKILL)
 
     def sweep(self) -> None:
         """Kill what the leader left behind: a runner without its Ollama still holds VRAM."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import BadRequest
+from .splitspec import Chain, Forward, chain_of, forward_of, permits_of
 
-KINDS = ("ollama", "llama-server", "embedded", "simulated")
+KINDS = ("ollama", "llama-server", "embedded", "simulated", "rpc-server", "forward")
 RUNNERS = ("llama-server", "embedded")
 """Kinds whose process serves exactly one model."""
 
@@ -46,6 +47,12 @@ class Spec:
     simulated: dict[str, Any] = field(default_factory=dict)
     listen: str = ""
     """Address to listen on instead of 127.0.0.1, for nodes that are reached without SSH."""
+    chain: Chain | None = None
+    """Of the head of a split model: where its layers go."""
+    forward: Forward | None = None
+    """Of kind `forward`: where it leads."""
+    permit: tuple[str, ...] = ()
+    """Of kind `rpc-server`: public keys that may be let through to it over this node's sshd."""
 
     @property
     def bind(self) -> str:
@@ -55,10 +62,15 @@ class Spec:
         plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["devices"] = list(self.devices)
         plain["args"] = list(self.args)
-        if not self.listen:
+        plain["permit"] = list(self.permit)
+        for name in ("chain", "forward"):
+            part = getattr(self, name)
+            plain[name] = None if part is None else part.to_json()
+        for name in ("listen", "chain", "forward", "permit"):
             # A field that older agents do not know must not change the digest: an upgrade
             # would restart every engine.
-            del plain["listen"]
+            if not plain[name]:
+                del plain[name]
         if self.model is None:
             del plain["model"]
         else:
@@ -67,8 +79,12 @@ class Spec:
 
     @property
     def digest(self) -> str:
-        """Changes when anything in the spec changes: then the process is replaced."""
-        text = json.dumps(self.to_json(), sort_keys=True)
+        """Changes when anything in the spec changes: then the process is replaced.
+
+        Whom sshd lets through to it is none of the process's business.
+        """
+        plain = {name: value for name, value in self.to_json().items() if name != "permit"}
+        text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -78,6 +94,8 @@ class Policy:
 
     backoff_first_s: float = 1.0
     backoff_max_s: float = 60.0
+    backoff_ceiling_s: float = 5.0
+    """Between tries of what never gives up."""
     healthy_after_s: float = 60.0
     """Ready for this long: the next crash starts the back-off anew."""
     crash_limit: int = 5
@@ -93,6 +111,10 @@ class Policy:
     start_timeout_s: float = 60.0
     load_timeout_s: float = 900.0
     """A runner reads its whole model before it is ready."""
+    stall_s: float = 10.0
+    """The head of a split model that decodes without a token for so long has lost a worker."""
+    prefill_stall_s: float = 120.0
+    """The same while a prompt is read: a batch of it is one step."""
     log_tail_lines: int = 50
     rotate_s: float = 15.0
     foreign_s: float = 10.0
@@ -165,6 +187,9 @@ def parse_spec(given: Any, where: str) -> Spec:
         model=model,
         simulated=_object(given, "simulated", where),
         listen=_address(given, "listen", where),
+        chain=chain_of(given.get("chain"), f"{where}.chain", kind),
+        forward=forward_of(given.get("forward"), f"{where}.forward", kind),
+        permit=permits_of(given.get("permit"), f"{where}.permit"),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterable
 
 from . import client, logs, proc
 from .devices import DeviceSource
+from .door import Door
 from .engines import Context
 from .engines.simulated import stats
 from .errors import BadRequest, NotFound
@@ -41,7 +42,8 @@ class Supervisor:
         self._source = source
         self._self_argv = self_argv
         self._changed = changed
-        self._site = Site(state, policy, self._context, changed)
+        self._site = Site(state, policy, self._context, self._status_changed)
+        self._door = Door(state.path)
         self._keepers: dict[str, Keeper] = {}
         self._chores: set[asyncio.Task[None]] = set()
         self._order: list[str] = []
@@ -75,6 +77,7 @@ class Supervisor:
         self._chore(self._end_strays())
         self._chore(self._rotate())
         self._chore(self._simulate())
+        self._chore(self._door.keep())
 
     async def settled(self, timeout_s: float) -> None:
         """Wait until adopted engines are known to be ready, not longer than that.
@@ -92,6 +95,7 @@ class Supervisor:
         if stop_engines:
             self.put(self.generation, [])
             await asyncio.gather(*(k.task for k in list(self._keepers.values())))
+            await self._door.shut()
         for chore in list(self._chores):
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -121,7 +125,7 @@ class Supervisor:
             keeper.want(wanted.pop(identity, None))
         for spec in wanted.values():
             self._keep(spec, None)
-        self._changed()
+        self._status_changed()
 
     def restart(self, identity: str) -> None:
         """Raises NotFound."""
@@ -144,7 +148,21 @@ class Supervisor:
     def knows(self, identity: str) -> bool:
         return identity in self._keepers
 
+    def door_problem(self) -> str:
+        """Why heads on other nodes are not let in to our workers; "" when they are."""
+        return self._door.problem
+
     # -- parts
+
+    def _status_changed(self) -> None:
+        """An engine changed: who may come in follows from where workers listen."""
+        self._door.want(
+            (key, keeper.claimed_port)
+            for keeper in self._keepers.values()
+            if keeper.wanted is not None and keeper.claimed_port
+            for key in keeper.wanted.permit
+        )
+        self._changed()
 
     def _keeper(self, identity: str) -> Keeper:
         try:
@@ -168,7 +186,7 @@ class Supervisor:
             log.error("the keeper of %s failed", keeper.id, exc_info=error)
         elif again is not None:
             self._keep(again, None)
-        self._changed()
+        self._status_changed()
 
     def _context(self) -> Context:
         devices = {str(d.get("uuid")): d for d in self._source.inventory()}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from ..errors import EngineError
-from .base import Context, EngineKind, Launch, Unsupported
+from .base import Advance, Context, EngineKind, Launch, NotYet, Unsupported
 from .embedded import Embedded
+from .forward import Forward
 from .llama_server import LlamaServer
 from .ollama import Ollama
+from .rpc_server import RpcServer
 from .simulated import Simulated
 
-__all__ = ["Context", "EngineKind", "Launch", "Unsupported", "kind_of"]
+__all__ = ["Advance", "Context", "EngineKind", "Launch", "NotYet", "Unsupported", "kind_of"]
 
 _KINDS: dict[str, EngineKind] = {
-    kind.name: kind for kind in (Ollama(), LlamaServer(), Embedded(), Simulated())
+    kind.name: kind
+    for kind in (Ollama(), LlamaServer(), Embedded(), Simulated(), RpcServer(), Forward())
 }
 
 

@@ -7,7 +7,9 @@ whether it answers, and what it has loaded.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
@@ -25,6 +27,12 @@ _VISIBILITY = (
     "GGML_VK_VISIBLE_DEVICES",
     "ONEAPI_DEVICE_SELECTOR",
 )
+
+_VERSION_TIMEOUT_S = 10.0
+_VERSION = re.compile(r"version(?: is)?:? *v?([0-9][^\s,]*(?: \(build \d+[^)]*\))?)")
+
+_versions: dict[tuple[str, int], str] = {}
+"""(path, mtime) to version: asking starts a process."""
 
 _EXTRA_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/opt/ollama/bin", "/snap/bin")
 """Where installers put programs that a non-login PATH may lack."""
@@ -55,10 +63,25 @@ class Launch:
     argv: tuple[str, ...]
     env: dict[str, str]
     version: str = ""
+    ignores_sigpipe: bool = False
+    """Start it deaf to SIGPIPE: a peer that leaves early must not end it."""
+
+
+class NotYet(EngineError):
+    """What it needs elsewhere is not there yet: worth another try, with a back-off."""
 
 
 class Unsupported(Exception):
     """This build of the engine refuses a feature: start it again with `plain=True`."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """The steps of all running requests so far: if it stays the same, nothing moves."""
+
+    steps: tuple[Any, ...]
+    in_prefill: bool
+    """Some prompt is being read: steps take long."""
 
 
 class EngineKind:
@@ -67,6 +90,10 @@ class EngineKind:
     name = ""
     runner = False
     """True when its process serves exactly one model."""
+    ends_when_silent = False
+    """Whether one that does not answer any more is to be ended, and so started again."""
+    never_gives_up = False
+    """Whether it is tried again for ever: what it needs is elsewhere and may come back."""
 
     def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         """How to start it; `plain`: without what `ready` found unsupported.
@@ -93,6 +120,22 @@ class EngineKind:
         """
         raise NotImplementedError
 
+    async def advance(self, spec: Spec, port: int, timeout_s: float) -> Advance | None:
+        """How far its running requests are; None when it has none, or is no head of a split."""
+        return None
+
+    def layout(self, spec: Spec, log: Path) -> dict[str, Any] | None:
+        """Where a ready head put its layers, by its own log; None for all others."""
+        return None
+
+    def tells(self, pid: int | None, layout: dict[str, Any] | None) -> dict[str, Any]:
+        """Fields of its STATUS that other kinds do not have."""
+        return {} if layout is None else {"layout": layout}
+
+    def stop_grace_s(self, policy: Policy) -> float:
+        """From SIGTERM to SIGKILL."""
+        return policy.stop_grace_s
+
     def start_timeout_s(self, policy: Policy) -> float:
         return policy.load_timeout_s if self.runner else policy.start_timeout_s
 
@@ -118,6 +161,26 @@ def find_program(name: str, given: str, environ: Mapping[str, str]) -> str:
     if found is None:
         raise EngineError(f"no {name} on PATH", f"install {name}, or set `binary` to where it is")
     return found
+
+
+def program_version(path: str) -> str:
+    """What `PROGRAM --version` says, empty when it says nothing we can read."""
+    try:
+        key = (path, Path(path).stat().st_mtime_ns)
+        if key not in _versions:
+            done = subprocess.run(
+                [path, "--version"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_VERSION_TIMEOUT_S,
+                check=False,
+            )
+            match = _VERSION.search(done.stdout.decode("utf-8", "replace"))
+            _versions[key] = match.group(1) if match else ""
+        return _versions[key]
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def device_env(spec: Spec, context: Context, *, hide_vulkan: bool) -> dict[str, str]:

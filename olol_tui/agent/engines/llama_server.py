@@ -11,7 +11,9 @@ from ..errors import Malformed
 from ..gguf import loose_digest, read_header, replica_bytes
 from ..spec import Spec
 from ..templates import jinja
+from . import chain
 from .base import (
+    Advance,
     Context,
     EngineKind,
     Launch,
@@ -20,6 +22,7 @@ from .base import (
     find_program,
     health,
     model_file,
+    program_version,
 )
 
 _ALL_LAYERS = "999"
@@ -40,7 +43,16 @@ class LlamaServer(EngineKind):
         on_gpu = context.vendors(spec) & {"nvidia", "amd"}
         argv = [program, "--host", spec.bind, "--port", str(port), "-m", str(path)]
         argv += ["-c", str(spec.num_ctx * spec.slots), "-np", str(spec.slots)]
-        argv += ["--no-webui", "--jinja", "-ngl", _ALL_LAYERS if on_gpu else "0"]
+        argv += ["--no-webui", "--jinja"]
+        version = ""
+        if spec.chain is not None:
+            version = program_version(program)
+            chain.check_workers(spec.chain, version)
+            argv += chain.arguments(spec.chain)
+            # A lost worker aborts the head: at once, not after a second of gdb.
+            env.setdefault("GGML_NO_BACKTRACE", "1")
+        else:
+            argv += ["-ngl", _ALL_LAYERS if on_gpu else "0"]
         if not on_gpu:
             argv += ["-t", str(max(1, context.cpus))]
         if spec.model is not None:
@@ -50,7 +62,7 @@ class LlamaServer(EngineKind):
         if template:
             argv += ["--chat-template", template]
         argv += embedding_args(path, spec, plain)
-        return Launch((*argv, *spec.args), env)
+        return Launch((*argv, *spec.args), env, version=version)
 
     async def ready(self, spec: Spec, port: int) -> str | None:
         if not await health(port):
@@ -61,7 +73,14 @@ class LlamaServer(EngineKind):
 
     async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
         on_gpu = bool(spec.devices) and spec.devices != ("cpu",)
+        on_gpu = on_gpu or spec.chain is not None
         return await runner_loaded(spec, await health(port, timeout_s), on_gpu=on_gpu)
+
+    async def advance(self, spec: Spec, port: int, timeout_s: float) -> Advance | None:
+        return None if spec.chain is None else await chain.advance(spec, port, timeout_s)
+
+    def layout(self, spec: Spec, log: Path) -> dict[str, Any] | None:
+        return None if spec.chain is None else chain.layout(log)
 
 
 def is_embedding(path: Path) -> bool:

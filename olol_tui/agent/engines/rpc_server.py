@@ -1,0 +1,98 @@
+"""`ggml-rpc-server` of llama.cpp: lends one device to the head of a split model.
+
+It has no authentication and trusts its client with everything, so it only ever listens on
+loopback; other nodes reach it through SSH. It serves one client at a time: nobody may greet
+it while a head uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+from .. import client, proc, rpcprobe
+from ..errors import EngineError
+from ..spec import Policy, Spec
+from .base import Context, EngineKind, Launch, device_env, find_program, program_version
+
+PROGRAM = "ggml-rpc-server"
+_GREET_S = 2.0
+_STOP_GRACE_S = 1.0
+"""It has nothing to save, and one that is frozen would take its SIGTERM much later."""
+
+
+class RpcServer(EngineKind):
+    name = "rpc-server"
+    ends_when_silent = True
+
+    def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
+        program = find_worker(spec.binary, context.environ)
+        env = device_env(spec, context, hide_vulkan=False)
+        env = {k: v for k, v in env.items() if not k.startswith("LLAMA_ARG_")}
+        # Tensors that came once are kept: a restart need not send them again.
+        env["LLAMA_CACHE"] = str(Path(context.state_dir or ".", "cache"))
+        env.update(spec.env)
+        argv = (program, "-H", spec.bind, "-p", str(port), "-c", *spec.args)
+        return Launch(argv, env, ignores_sigpipe=True)
+
+    async def ready(self, spec: Spec, port: int) -> str | None:
+        loop = asyncio.get_running_loop()
+        if "open" in await loop.run_in_executor(None, proc.connections, port):
+            # An adopted one that works: that is proof enough, and it must not be greeted.
+            return ""
+        try:
+            protocol = await loop.run_in_executor(None, rpcprobe.greet, spec.bind, port, _GREET_S)
+        except rpcprobe.NoAnswer as error:
+            raise client.CallError(str(error)) from error
+        build = await loop.run_in_executor(None, _build, spec.binary)
+        return f"RPC {protocol}{', ' if build else ''}{build}"
+
+    async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
+        """Nothing of its own.
+
+        One that has not noticed that its client left is frozen, or about to notice: greeted, it
+        shows which. Others are left alone: a greeting could stand in the way of a head.
+        """
+        loop = asyncio.get_running_loop()
+        if "left" in await loop.run_in_executor(None, proc.connections, port):
+            try:
+                await loop.run_in_executor(None, rpcprobe.greet, spec.bind, port, _GREET_S)
+            except rpcprobe.NoAnswer as error:
+                raise client.CallError(str(error)) from error
+        return []
+
+    def tells(self, pid: int | None, layout: dict[str, Any] | None) -> dict[str, Any]:
+        return {} if pid is None else {"resident_bytes": proc.resident_bytes(pid)}
+
+    def stop_grace_s(self, policy: Policy) -> float:
+        return min(policy.stop_grace_s, _STOP_GRACE_S)
+
+
+def find_worker(given: str, environ: Mapping[str, str]) -> str:
+    """The program; `given` may also name the llama-server that lies beside it.
+
+    Raises:
+        EngineError: there is none.
+    """
+    path = Path(given).expanduser() if given else None
+    if path is not None and path.is_file() and path.name != PROGRAM:
+        beside = path.parent / PROGRAM
+        if not beside.is_file():
+            raise EngineError(
+                f"there is no {PROGRAM} beside {path}",
+                "build llama.cpp with -DGGML_RPC=ON, or name it as `rpc_server`",
+            )
+        return find_program(PROGRAM, str(beside), environ)
+    return find_program(PROGRAM, given, environ)
+
+
+def _build(binary: str) -> str:
+    """Of the llama-server beside it: the worker itself does not say what it was built from."""
+    try:
+        worker = Path(find_worker(binary, os.environ))
+    except EngineError:
+        return ""
+    head = worker.resolve().parent / "llama-server"
+    return program_version(str(head)) if head.is_file() else ""
