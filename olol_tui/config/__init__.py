@@ -9,6 +9,7 @@ from olol_tui.config.schema import (
     ModelConfig,
     NodeConfig,
     SimulatedConfig,
+    SplitConfig,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "NodeConfig",
     "SimulatedConfig",
+    "SplitConfig",
     "at_field",
     "load",
     "parse",

@@ -224,6 +224,14 @@ class NodeConfig(_Table):
     """Requests of one model at once in an engine; None: the engine's default."""
     num_ctx: Annotated[int, Field(ge=256)] = 4096
     """Tokens of context of each slot, unless a request asks for more."""
+    vram_limit: Vram | dict[DeviceKey, Vram] | None = None
+    """Bytes of each GPU that models may take together, or a table of them by index or UUID."""
+    llama_server: str = ""
+    """llama.cpp's program for heads of splits there, when it is not on PATH; or its directory."""
+    rpc_server: str = ""
+    """llama.cpp's worker there, when it is neither on PATH nor beside `llama_server`."""
+    mesh_host: str = ""
+    """Address at which other nodes reach its sshd, when it is not the one that we use."""
     pool: str = ""
 
     @model_validator(mode="before")
@@ -238,7 +246,7 @@ class NodeConfig(_Table):
             return {**data, "engine": "simulated"}
         return data
 
-    @field_validator("binary", "models_dir", mode="after")
+    @field_validator("binary", "models_dir", "llama_server", "rpc_server", mode="after")
     @classmethod
     def _on_that_machine(cls, text: str, info: ValidationInfo) -> str:
         """`~` and relative paths mean this machine's only where the node is this machine."""
@@ -266,6 +274,19 @@ class EnginesConfig(_Table):
     ollama_archive: ArchiveSource = ""
     """Path or URL of an Ollama release (`.tgz`, `.tar.zst`) with its `sha256sum.txt` beside it;
     `{arch}` stands for amd64 or arm64. Fetched by the console, never by a node."""
+    llama_server: str = ""
+    """llama.cpp's program for heads of splits on every node, or its directory."""
+    rpc_server: str = ""
+
+
+class SplitConfig(_Table):
+    """Models over several devices."""
+
+    mesh: Literal["ssh", "relay", "direct"] = "ssh"
+    """How a head reaches workers on other nodes: SSH from node to node, through this console,
+    or openly on a network that you declare trusted."""
+    keep_alive_s: Annotated[float, Field(gt=0)] = 300.0
+    """Idle time after which a split gives its devices back."""
 
 
 class EndpointConfig(_Table):
@@ -283,6 +304,8 @@ class ModelConfig(_Table):
     """A GGUF file that gets this name."""
     policy: PolicyName | None = None
     """Instead of the gateway's."""
+    split: Literal["auto", "never", "always"] = "auto"
+    """Whether it may lie on several devices: where one is too small, never, or anyway."""
     chat_template: str = ""
     """Jinja text or the name of a llama.cpp template, in place of the file's own."""
 
@@ -302,6 +325,7 @@ class ClusterConfig(_Table):
     """None given: this machine, as `local`."""
     engines: EnginesConfig = Field(default_factory=EnginesConfig)
     endpoints: dict[Name, EndpointConfig] = Field(default_factory=dict)
+    split: SplitConfig = Field(default_factory=SplitConfig)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     """Keys are canonical model names."""
     source: Path | None = None

@@ -25,6 +25,7 @@ from olol_tui.fleet.wire import (
     Holder,
     Inventory,
     LogLine,
+    MeshKey,
     Models,
     Refusal,
     Spec,
@@ -116,6 +117,15 @@ class AgentClient:
         """
         ask = {"path": path, "name": name, "store": store}
         return await self._call("POST", "/v1/shape", dict, body=ask, timeout_s=INVENTORY_TIMEOUT_S)
+
+    async def mesh_key(self) -> str:
+        """The public key with which heads on this node reach workers elsewhere.
+
+        Raises:
+            NodeError: it cannot be made there.
+        """
+        reply = await self._call("POST", "/v1/mesh/key", MeshKey, timeout_s=INVENTORY_TIMEOUT_S)
+        return reply.public_key
 
     async def engines(self) -> Engines:
         return await self._call("GET", "/v1/engines", Engines)

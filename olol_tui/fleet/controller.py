@@ -46,6 +46,7 @@ from olol_tui.fleet.snapshot import (
     Node,
     Request,
 )
+from olol_tui.fleet.splits import Splits
 from olol_tui.fleet.wishes import Wishes, WishesFile
 from olol_tui.models.names import canonical
 from olol_tui.paths import Paths
@@ -109,6 +110,7 @@ class Controller:
         self._tick_s = tick_s
         self._sizes = MeasuredSizes()
         self._placer = Placer(self)
+        self._splits = Splits(self, self._crew, self._placer.runners, self._node_changed)
         self._pins = PinKeeper(self, self._placer)
         self._maintenance = Maintenance(self)
         self._reload = Reload(self, self._crew)
@@ -163,6 +165,7 @@ class Controller:
                 await self._crew.shut_down_local()
         finally:
             self._publisher.close()
+            await self._splits.aclose()
             await self._crew.aclose()
 
     # -- reading
@@ -255,6 +258,16 @@ class Controller:
         return self._placer.launch(
             model, node, device_uuid, num_ctx=num_ctx, keep_alive_s=keep_alive_s
         )
+
+    def launch_split(
+        self, model: str, *, num_ctx: int | None = None, keep_alive_s: float | None = None
+    ) -> str:
+        """Ask that this model is split over devices; returns the split's id.
+
+        Raises:
+            PlacementError: it failed just now.
+        """
+        return self._splits.launch(model, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
 
     # -- the operator's side
 
@@ -361,7 +374,10 @@ class Controller:
             now_s=now_s,
         ):
             log.info("%s was idle for its keep-alive: stopping it", engine_id)
-            self._placer.runners.withdraw(engine_id)
+            if (split := self._splits.owner_of(engine_id)) is not None:
+                self._splits.withdraw(split)
+            else:
+                self._placer.runners.withdraw(engine_id)
         self._pins.check(now_s)
 
     def _snapshot(self, is_tick: bool) -> Fleet:
@@ -374,6 +390,8 @@ class Controller:
         if is_running and now_s - self._maintained_s >= self._tick_s * 0.9:
             self._maintained_s = now_s
             self._maintain(now_s)
+        if is_running:
+            self._splits.look(now_s)
         nodes = self.nodes
         if nodes is not self._alerted:
             self._alerted = nodes
@@ -389,6 +407,8 @@ class Controller:
             nodes=nodes,
             requests=self._requests,
             gateway=gateway,
+            splits=self._splits.view(now_s),
+            split_rules=self._splits.rules(),
             pins=self._wishes.pins,
             operations=self._book.view(now_s),
             alerts=self._alert_list,

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from olol_tui.config import ClusterConfig, EndpointConfig, NodeConfig
 from olol_tui.errors import OlolError, PlacementError
+from olol_tui.fleet import split_binaries
 from olol_tui.fleet.endpoints import EndpointSession
 from olol_tui.fleet.identity import Identity
 from olol_tui.fleet.local import LocalRoad
@@ -254,6 +255,7 @@ class Crew:
             expires_at=self._expires_at,
             beat_s=self._beat_s,
             identity=self._identity,
+            binaries=split_binaries.named(node, self.config.engines),
         )
 
     def _road(self, name: str, node: NodeConfig) -> Road:

@@ -31,6 +31,10 @@ class Leases:
         """A runner was asked for; its time counts from when it is ready."""
         self._leases.setdefault(engine_id, _Lease(keep_alive_s)).keep_alive_s = keep_alive_s
 
+    def hold_once(self, engine_id: str, keep_alive_s: float) -> None:
+        """As `hold`, unless it is held already: a request may have asked for another time."""
+        self._leases.setdefault(engine_id, _Lease(keep_alive_s))
+
     def touch(self, engine_id: str, keep_alive_s: float | None, now_s: float) -> None:
         """A request ended. None keeps the keep-alive it has."""
         lease = self._leases.get(engine_id)

@@ -18,19 +18,20 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from olol_tui.config import NodeConfig
 from olol_tui.errors import NodeError, OlolError
-from olol_tui.fleet import desired
+from olol_tui.fleet import desired, limits
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.engine_client import EngineClient
 from olol_tui.fleet.identity import Identity
 from olol_tui.fleet.node_view import NodeFacts, build_node
 from olol_tui.fleet.overlay import Overlay
 from olol_tui.fleet.road import Factory, NotProvisioned, Road
-from olol_tui.fleet.snapshot import Engine, Node, NodeState, ProvisionStep, Role
+from olol_tui.fleet.snapshot import RUNNERS, Engine, Model, Node, NodeState, ProvisionStep, Role
 from olol_tui.fleet.steering import Steering
 from olol_tui.fleet.wire import ClockMap, Frame, Inventory
 from olol_tui.fleet.wishes import Wishes
@@ -70,6 +71,7 @@ class NodeSession:
         expires_at: Callable[[str], str],
         beat_s: float = 1.0,
         identity: Identity | None = None,
+        binaries: frozenset[str] = frozenset(),
     ) -> None:
         self._name = name
         self._config = config
@@ -87,6 +89,8 @@ class NodeSession:
             pool=config.pool,
             beat_s=beat_s,
             is_simulated=config.simulated is not None,
+            vram_limit=limits.configured(config),
+            binaries=binaries,
         )
         self._overlay = Overlay(clock, changed)
         self._clock_map = ClockMap()
@@ -177,14 +181,30 @@ class NodeSession:
             self._overlay.learned(engine.id, await client.ps())
 
     async def survey(self) -> None:
+        await self._survey(self._agent_now())
+
+    async def shape(self, model: Model) -> dict[str, Any]:
+        """What memory planning needs of a model of this node's library.
+
+        Raises:
+            NodeError: the node does not say.
+        """
+        store = "" if self._config.engine in RUNNERS else self._config.models_dir
+        return await self._agent_now().shape(
+            path=model.path, name=model.name, store=store
+        )
+
+    async def mesh_key(self) -> str:
+        """Raises NodeError: there is none, and none can be made."""
+        return await self._agent_now().mesh_key()
+
+    def _agent_now(self) -> AgentClient:
         if self._client is None:
             raise NodeError(f"{self._name} is not connected", hint="It is retried by itself.")
-        await self._survey(self._client)
+        return self._client
 
     async def restart(self, engine_id: str) -> None:
-        if self._client is None:
-            raise NodeError(f"{self._name} is not connected", hint="It is retried by itself.")
-        await self._client.restart(engine_id)
+        await self._agent_now().restart(engine_id)
 
     async def logs(self, engine_id: str, tail: int) -> AsyncIterator[str]:
         async with self._agent() as client:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, cast
 
 from olol_tui.fleet import desired
+from olol_tui.fleet.limits import limited
 from olol_tui.fleet.overlay import Overlay
 from olol_tui.fleet.road import RoadFacts
 from olol_tui.fleet.snapshot import (
+    HELPERS,
     RUNNERS,
     STALE_AFTER_BEATS,
     Device,
@@ -55,8 +57,18 @@ class NodeFacts:
     holder: Holder | None = None
     """The other controller that manages the engines; then nothing here is wished for."""
     steps: tuple[ProvisionStep, ...] = ()
+    vram_limit: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by UUID, index or `""` for every device: what models may take together."""
+    binaries: frozenset[str] = frozenset()
+    """Kinds whose program the configuration names for this node."""
     refused: dict[str, tuple[Spec, str, float]] = field(default_factory=dict)
     """Launches that the agent refused: spec, reason, shown until (fleet clock)."""
+
+    def can(self, kind: str) -> bool:
+        """Whether parts of a split of that kind can run there, and we may start them."""
+        if self.inventory is None or self.holder is not None or self.plan.error:
+            return False
+        return kind in self.binaries or self.inventory.engines.get(kind) is not None
 
     def show_devices(self) -> None:
         """Look at the devices and their roles anew; not at every view, which are many."""
@@ -89,7 +101,6 @@ def build_node(
         expires_at: when a runner's model goes (RFC 3339), "" for never.
     """
     frame = facts.frame
-    devices = facts.devices
     cordoned = wishes.is_cordoned(facts.name)
     statuses = frame.engines if frame is not None else ()
     engines = [
@@ -98,9 +109,13 @@ def build_node(
     ]
     if facts.holder is None:
         engines += _expected(facts, {engine.id for engine in engines}, cordoned, now_s)
+    helpers = tuple(engine for engine in engines if engine.kind in HELPERS)
+    engines = [engine for engine in engines if engine.kind not in HELPERS]
     finished = [
         _with_wishes(overlay.apply(engine, now_s), wishes, expires_at) for engine in engines
     ]
+    reserved = wishes.reserved_on(facts.name)
+    devices = limited(facts.devices, facts.vram_limit, finished, reserved)
     index = {device.uuid: device.index for device in devices}
     finished.sort(key=lambda e: (min((index.get(d, 0) for d in e.devices), default=0), e.id))
     age_s = max(0.0, now_s - facts.frame_at_s) if frame is not None else 0.0
@@ -110,11 +125,14 @@ def build_node(
         kind=facts.kind,
         devices=devices,
         engines=tuple(finished),
+        helpers=helpers,
         library=desired.usable(facts.models, facts.plan),
         runner=cast(
             Literal["", "llama-server", "embedded"],
             facts.plan.runner or "" if facts.holder is None else "",
         ),
+        lends=facts.can("rpc-server"),
+        heads=facts.can("llama-server"),
         foreign=_foreign(facts, wishes.adopted_on(facts.name)),
         agent_version=facts.hello.version if facts.hello else "",
         age_s=age_s,
@@ -197,6 +215,8 @@ def _engine(status: Status, facts: NodeFacts, cordoned: bool, offset_s: float) -
         error=status.error,
         log_tail=status.log_tail,
         cordoned=cordoned,
+        layout=status.layout,
+        resident_bytes=status.resident_bytes,
     )
 
 

@@ -11,6 +11,7 @@ import asyncio
 import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
 import httpx
@@ -37,6 +38,19 @@ from olol_tui.ssh.road import AgentPlace, SshRoad
 from olol_tui.ssh.target import Target, route
 
 HELLO_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A node's sshd as the network knows it."""
+
+    host: str
+    port: int
+    user: str
+    host_key: str
+    """`ssh-ed25519 AAAA…`, as it was verified."""
+    jumps: int
+    """Hosts that stand before it on our way there."""
 
 
 class Remotes:
@@ -244,6 +258,19 @@ class RemoteRoad:
             self.link.python = facts.python.path
         if facts.record and plan is not None and plan["service"].action == "keep":
             self._survives_reboot = bool(facts.record.get("unit")) and facts.linger
+
+    async def address(self) -> Address:
+        """Where its sshd is and how to know it, for whoever goes there without us.
+
+        Raises:
+            NodeError: it is not connected, so nobody knows its key.
+        """
+        hops = await asyncio.to_thread(route, self.target)
+        key = self.link.host_key
+        if not key:
+            raise NodeError(f"{self.name} is not connected", hint="It is retried by itself.")
+        hop = hops[-1]
+        return Address(hop.host, hop.port, hop.user, key, len(hops) - 1)
 
     async def _host(self) -> str:
         """The name of `~/.ssh/config` as the network knows it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,6 +26,32 @@ class RoadFacts:
     provisioned: bool | None = None
     survives_reboot: bool | None = None
     question: HostKeyQuestion | None = None
+
+
+async def open_stream(
+    dial: Callable[[str, Factory], Awaitable[asyncio.Protocol]], address: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A dialled stream as reader and writer.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(loop=loop)
+    protocol = _Opened(reader, loop=loop)
+    await dial(address, lambda: protocol)
+    return reader, asyncio.StreamWriter(protocol.transport, protocol, reader, loop)
+
+
+class _Opened(asyncio.StreamReaderProtocol):
+    """Remembers its transport, which a dialer does not hand out."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
 
 
 class Road(Protocol):

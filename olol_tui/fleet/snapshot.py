@@ -16,7 +16,9 @@ STALE_AFTER_BEATS = 3
 """Telemetry older than this many beats is stale: shown dimmed with its age."""
 
 NodeState = Literal["connecting", "ready", "lost", "failed"]
-EngineKind = Literal["ollama", "llama-server", "embedded", "simulated", "rpc-server", "endpoint"]
+EngineKind = Literal[
+    "ollama", "llama-server", "embedded", "simulated", "rpc-server", "forward", "endpoint"
+]
 EngineState = Literal["starting", "ready", "backoff", "failed", "stopping", "stopped"]
 RequestState = Literal["queued", "dispatched", "prefill", "decode", "done", "failed", "cancelled"]
 Severity = Literal["info", "warning", "critical"]
@@ -27,6 +29,14 @@ StepState = Literal["waiting", "running", "done", "unchanged", "skipped", "faile
 
 RUNNERS: frozenset[EngineKind] = frozenset({"llama-server", "embedded"})
 """Engine kinds whose process serves exactly one model and speaks llama-server's dialect."""
+HELPERS: frozenset[EngineKind] = frozenset({"rpc-server", "forward"})
+"""Kinds that only work for the head of a split: never asked anything by a client."""
+
+SplitState = Literal["planning", "starting", "loading", "ready", "backoff", "failed", "stopping"]
+SplitRule = Literal["auto", "never", "always"]
+"""Whether a model may be split over devices, or must be."""
+Mesh = Literal["ssh", "relay", "direct"]
+"""How a head reaches workers on other nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,104 @@ class Engine:
     log_tail: tuple[str, ...] = ()
     """Last log lines of a failed engine."""
     cordoned: bool = False
+    layout: Layout | None = None
+    """Of a head: where its layers lie."""
+    resident_bytes: int | None = None
+    """Of a worker: memory its process holds, where that tells of what is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """What a head put on one device, by its own log. Bytes."""
+
+    device: str
+    """Address of a worker as the head knows it, or a name such as `CUDA0` or `CPU`."""
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a ready head put its layers, by its own log."""
+
+    buffers: tuple[Buffer, ...] = ()
+    offloaded: int | None = None
+    layers: int | None = None
+    """With the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPart:
+    """The share that one device has of a split."""
+
+    node: str
+    device: str
+    """UUID."""
+    label: str
+    """`gpu0`."""
+    layers: int
+    """Without the output."""
+    has_output: bool = False
+    planned_bytes: int = 0
+    """Of weights and KV cache and buffers, as estimated."""
+    planned_weights_bytes: int = 0
+    planned_kv_bytes: int = 0
+    engine: str = ""
+    """Id of the worker; empty where the head drives the GPU itself."""
+    road: Literal["", "loopback", "ssh", "relay", "direct"] = ""
+    """How tensors travel to it."""
+    state: EngineState = "starting"
+    """Of its worker and the road there."""
+    progress: float | None = None
+    """0..1 of its weights, while loading."""
+    real_layers: int | None = None
+    """As the head's log has it, once it is ready."""
+    weights_bytes: int | None = None
+    kv_bytes: int | None = None
+    compute_bytes: int | None = None
+
+    @property
+    def where(self) -> str:
+        return f"{self.node}/{self.label}"
+
+    @property
+    def real_bytes(self) -> int | None:
+        sizes = (self.weights_bytes, self.kv_bytes, self.compute_bytes)
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One model whose layers lie on several devices: a head and its workers."""
+
+    id: str
+    """`split/llama3.3:70b`."""
+    model: str
+    state: SplitState
+    node: str = ""
+    """The head's; empty while it is being planned."""
+    engine: str = ""
+    """Id of the head."""
+    parts: tuple[SplitPart, ...] = ()
+    """In the order in which layers are computed."""
+    num_ctx: int = 0
+    since_s: float = 0.0
+    """Fleet clock at which it entered its state."""
+    tokens_factor: float = 1.0
+    """Expected tokens/s against one such device with room for everything."""
+    restarts: int = 0
+    restart_s: float | None = None
+    """How long the last restart took, from the failure to ready."""
+    reason: str = ""
+    """Why these devices."""
+    error: str = ""
+    log_tail: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> frozenset[tuple[str, str]]:
+        """(node, UUID) of all parts."""
+        return frozenset((part.node, part.device) for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +306,14 @@ class Node:
     kind: Literal["local", "ssh", "endpoint"] = "local"
     devices: tuple[Device, ...] = ()
     engines: tuple[Engine, ...] = ()
+    helpers: tuple[Engine, ...] = ()
+    """Workers and forwards of splits."""
     library: tuple[Model, ...] = ()
     """What its store holds: what its engines can load without a download."""
+    lends: bool = False
+    """Whether its devices can hold layers of a split: llama.cpp's worker is there."""
+    heads: bool = False
+    """Whether it can run the head of a split."""
     runner: Literal["", "llama-server", "embedded"] = ""
     """Kind of single-model engine that the node can launch for a library model with a path."""
     foreign: tuple[str, ...] = ()
@@ -341,6 +455,9 @@ class Fleet:
     requests: tuple[Request, ...] = ()
     """Queued and running, then the latest finished ones, newest last."""
     gateway: GatewayState = field(default_factory=GatewayState)
+    splits: tuple[Split, ...] = ()
+    split_rules: dict[str, SplitRule] = field(default_factory=dict)
+    """By canonical name, where it is not `auto`."""
     pins: tuple[Pin, ...] = ()
     operations: tuple[Operation, ...] = ()
     alerts: tuple[Alert, ...] = ()
@@ -352,6 +469,9 @@ class Fleet:
 
     def engine(self, engine_id: str) -> Engine | None:
         return next((e for n in self.nodes for e in n.engines if e.id == engine_id), None)
+
+    def split(self, split_id: str) -> Split | None:
+        return next((s for s in self.splits if s.id == split_id), None)
 
     def device(self, node: str, device: str) -> Device | None:
         """A device by node and UUID, label (`gpu0`) or bare index."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from olol_tui.config import NodeConfig
 from olol_tui.errors import NodeError
@@ -73,12 +74,20 @@ class Steering:
         node has told what it has."""
         if self._facts.inventory is None:
             return desired.Plan()
-        return desired.plan(
+        plan = desired.plan(
             self._name,
             config or self._config,
             self._facts.inventory,
             self._wishes.launches_on(self._name),
             self._wishes.roles_on(self._name) if roles is None else roles,
+        )
+        parts = self._wishes.split_specs_on(self._name)
+        if plan.error or not parts:
+            return plan
+        return replace(
+            plan,
+            specs=plan.specs + parts,
+            reasons=plan.reasons + ("part of a split",) * len(parts),
         )
 
     def heard(self, frame: Frame) -> None:

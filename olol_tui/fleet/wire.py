@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import msgspec
 
-from olol_tui.fleet.snapshot import Device, EngineKind, EngineState, Loaded, Loading, Model
+from olol_tui.fleet.snapshot import (
+    Device,
+    EngineKind,
+    EngineState,
+    Layout,
+    Loaded,
+    Loading,
+    Model,
+)
 
 PROTOCOL = 1
 
@@ -75,6 +83,26 @@ class RunnerModel(msgspec.Struct, frozen=True):
     chat_template: str = ""
 
 
+class Chain(msgspec.Struct, frozen=True):
+    """Where the layers of a split go, as its head is told."""
+
+    workers: tuple[str, ...]
+    """`127.0.0.1:port`, in the order in which layers are computed; own GPUs come after them."""
+    layers: tuple[int, ...]
+    build: str = ""
+
+
+class ForwardTo(msgspec.Struct, frozen=True):
+    """A worker on another node, reached over its sshd."""
+
+    host: str
+    user: str
+    port: int
+    target: int
+    """The worker's port on its own loopback."""
+    host_key: str
+
+
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     """An engine that should exist. Fields at their default are left to the agent."""
 
@@ -91,6 +119,13 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     model: RunnerModel | None = None
     simulated: dict[str, float | int] = msgspec.field(default_factory=dict)
     listen: str = ""
+    chain: Chain | None = None
+    forward: ForwardTo | None = None
+    permit: tuple[str, ...] = ()
+
+
+class MeshKey(msgspec.Struct, frozen=True):
+    public_key: str = ""
 
 
 class StatusLoading(msgspec.Struct, frozen=True):
@@ -120,6 +155,8 @@ class Status(msgspec.Struct, frozen=True):
     retry_in_s: float | None = None
     error: str = ""
     log_tail: tuple[str, ...] = ()
+    layout: Layout | None = None
+    resident_bytes: int | None = None
 
     def loading_at(self, clock_offset_s: float) -> tuple[Loading, ...]:
         """`loading` with marks on the fleet clock."""

@@ -19,6 +19,8 @@ import msgspec
 
 from olol_tui.files import write_atomic
 from olol_tui.fleet.snapshot import EngineKind, Pin, Role
+from olol_tui.fleet.split_wish import SplitWish
+from olol_tui.fleet.wire import Spec
 from olol_tui.models.names import canonical, same
 
 log = logging.getLogger("olol.fleet.wishes")
@@ -65,6 +67,7 @@ class Kept(msgspec.Struct, frozen=True):
     cordoned: tuple[str, ...] = ()
     roles: tuple[RoleWish, ...] = ()
     adopted: tuple[Adopted, ...] = ()
+    splits: tuple[SplitWish, ...] = ()
 
 
 class Wishes:
@@ -76,6 +79,8 @@ class Wishes:
         self._cordoned: set[str] = set()
         self._roles: dict[str, dict[str, Role]] = {}
         self._adopted: dict[Adopted, None] = {}
+        self._splits: dict[str, SplitWish] = {}
+        self._split_specs: dict[str, Mapping[str, tuple[Spec, ...]]] = {}
         self._paused: Counter[str] = Counter()
         """Engine → how many keep new work away from it."""
         self._draining: set[str] = set()
@@ -133,6 +138,43 @@ class Wishes:
         if launch is not None:
             self._changed()
         return launch
+
+    @property
+    def splits(self) -> tuple[SplitWish, ...]:
+        return tuple(self._splits.values())
+
+    def split(self, split_id: str) -> SplitWish | None:
+        return self._splits.get(split_id)
+
+    def add_split(self, wish: SplitWish) -> None:
+        if self._splits.get(wish.id) != wish:
+            self._splits[wish.id] = wish
+            self._changed()
+
+    def drop_split(self, split_id: str) -> SplitWish | None:
+        self._split_specs.pop(split_id, None)
+        wish = self._splits.pop(split_id, None)
+        if wish is not None:
+            self._changed()
+        return wish
+
+    def set_split_specs(self, split_id: str, specs: Mapping[str, tuple[Spec, ...]]) -> set[str]:
+        """What the nodes should run of a split now; returns those for which that is new."""
+        before = self._split_specs.get(split_id, {})
+        self._split_specs[split_id] = specs
+        return {node for node in {*before, *specs} if before.get(node, ()) != specs.get(node, ())}
+
+    def split_specs_on(self, node: str) -> tuple[Spec, ...]:
+        return tuple(spec for specs in self._split_specs.values() for spec in specs.get(node, ()))
+
+    def reserved_on(self, node: str) -> Mapping[str, int]:
+        """Bytes of splits by UUID, loaded or about to be."""
+        taken: dict[str, int] = {}
+        for wish in self._splits.values():
+            for part in wish.parts:
+                if part.node == node:
+                    taken[part.device] = taken.get(part.device, 0) + part.planned_bytes
+        return taken
 
     def is_cordoned(self, node: str) -> bool:
         return node in self._cordoned
@@ -221,6 +263,7 @@ class Wishes:
                         for device, role in roles.items()
                     ),
                     adopted=tuple(self._adopted),
+                    splits=self.splits,
                 )
             )
         )
@@ -234,6 +277,7 @@ class Wishes:
         for wish in kept.roles:
             self._roles.setdefault(wish.node, {})[wish.device] = wish.role
         self._adopted = dict.fromkeys(kept.adopted)
+        self._splits = {wish.id: wish for wish in kept.splits}
 
 
 class WishesFile:

@@ -13,10 +13,10 @@ import contextlib
 import logging
 import random
 import shlex
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import asyncssh
 import httpx
@@ -207,6 +207,29 @@ class NodeLink:
         """
         return await self._streams.dial(self._path.dial, address, factory)
 
+    @asynccontextmanager
+    async def listening(
+        self, serve: Callable[[Any, Any], Awaitable[None]]
+    ) -> AsyncIterator[tuple[int, asyncio.Event]]:
+        """A port on the node's loopback whose connections come to `serve(reader, writer)`.
+
+        Yields:
+            The port, and an event that is set when the connection that carries it is lost.
+
+        Raises:
+            LinkDown: there is no connection now.
+            ForwardingForbidden: sshd does not listen for others.
+        """
+        carrier = self._need_data()
+        try:
+            listener = await carrier.ssh.start_server(lambda *_: serve, "127.0.0.1", 0)
+        except (asyncssh.ChannelListenError, OSError) as error:
+            raise ForwardingForbidden(f"{self.name}: sshd listens for nobody: {error}") from error
+        try:
+            yield listener.get_port(), carrier.lost
+        finally:
+            listener.close()
+
     async def dial_control(self, address: str, factory: Factory) -> asyncio.Protocol:
         """As `dial`, on the control connection: not in the way of requests."""
         return await self._streams.dial(self._control_dial, address, factory)
@@ -227,6 +250,13 @@ class NodeLink:
     @python.setter
     def python(self, path: str) -> None:
         self._streams.python = path
+
+    @property
+    def host_key(self) -> str:
+        """The host's verified public key, `ssh-ed25519 AAAA…`; empty while not connected."""
+        if self._control is None or (key := self._control.ssh.get_server_host_key()) is None:
+            return ""
+        return " ".join(key.export_public_key().decode("ascii").split()[:2])
 
     @property
     def channels(self) -> int:

