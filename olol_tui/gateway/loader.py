@@ -12,12 +12,13 @@ from collections.abc import Callable
 import msgspec
 
 from olol_tui.errors import OlolError
-from olol_tui.fleet.snapshot import RUNNERS, Fleet
+from olol_tui.fleet.snapshot import RUNNERS, Fleet, Split
 from olol_tui.gateway import upstream
 from olol_tui.gateway.dialects import errors
 from olol_tui.gateway.metrics import Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.models.names import canonical
+from olol_tui.routing import splitting
 from olol_tui.routing.queue import Load, Queue
 from olol_tui.routing.roster import Roster, Seat
 
@@ -112,7 +113,7 @@ class Loader:
         seat, model = step.seat, step.model
         name = next((m.name for n, m in roster.models(model) if n.name == seat.node), model)
         log.info("load", extra={"model": model, "where": seat.where})
-        if seat.kind in RUNNERS:
+        if seat.kind == splitting.KIND or seat.kind in RUNNERS:
             self._launch(seat, model, name, step.num_ctx)
             return
         load = _EngineLoad(self, seat, model, self._now())
@@ -134,7 +135,10 @@ class Loader:
 
     def _launch(self, seat: Seat, model: str, name: str, num_ctx: int | None) -> None:
         try:
-            engine = self._fleet.launch(name, seat.node, seat.device, num_ctx=num_ctx)
+            if seat.kind == splitting.KIND:
+                engine = self._fleet.launch_split(name, num_ctx=num_ctx)
+            else:
+                engine = self._fleet.launch(name, seat.node, seat.device, num_ctx=num_ctx)
         except OlolError as error:
             self._queue.load_ended(seat.key, model)
             self._failed(model, 500, str(error))
@@ -166,6 +170,9 @@ class Loader:
         """A new snapshot: which launches ended, which of our claims has it confirmed."""
         for (key, model), (engine_id, started_s) in list(self._launches.items()):
             engine = fleet.engine(engine_id)
+            if (split := fleet.split(engine_id)) is not None:
+                self._observe_split(split, key, model, now_s - started_s)
+                continue
             if engine is None:
                 # Not in the list yet, or withdrawn by an operator before it was up.
                 if now_s - started_s > RESIDENT_FOR_S:
@@ -192,6 +199,15 @@ class Loader:
             shown = engine is not None and any(canonical(x.name) == model for x in engine.loaded)
             if not shown or until_s < now_s:
                 del self.gone[engine_id, model]
+
+    def _observe_split(self, split: Split, key: str, model: str, took_s: float) -> None:
+        if split.state == "ready":
+            self._forget(key, model, self._now())
+            self._metrics.loaded(model, split.engine, took_s, ok=True)
+        elif split.state == "failed":
+            self._forget(key, model)
+            self._metrics.loaded(model, split.engine, took_s, ok=False)
+            self._failed(model, 500, split.error)
 
     def _forget(self, key: str, model: str, now_s: float | None = None) -> None:
         self._launches.pop((key, model), None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node
 from olol_tui.models.names import canonical
+from olol_tui.routing.splitting import with_split
 
 NO_ENGINE = frozenset({"rpc", "off"})
 """Roles of devices that take no model by themselves."""
@@ -100,7 +101,9 @@ class Roster:
         """All seats of a canonical model name; empty when nobody has it."""
         found = self._seats.get(model)
         if found is None:
-            found = self._seats[model] = tuple(self._find(model))
+            entries, seats = self.models(model), self._find(model)
+            found = tuple(with_split(model, entries, seats, self.fleet, Seat))
+            self._seats[model] = found
         return found
 
     def replicas(self, model: str) -> int:

@@ -1,0 +1,79 @@
+"""When a model is to lie on several devices, as a seat beside all others. Pure.
+
+A split that exists is the seat of its head. One that does not, or is on its way, is a seat of
+its own, so that the policy weighs it like any load and says why it waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from olol_tui.fleet.snapshot import Fleet, Model, Node
+
+if TYPE_CHECKING:
+    from olol_tui.routing.roster import Seat
+
+KIND = "split"
+"""Of a seat that is launched as a split."""
+
+
+def split_id(model: str) -> str:
+    """Args: model: canonical."""
+    return f"split/{model}"
+
+
+def with_split(
+    model: str,
+    entries: Sequence[tuple[Node, Model]],
+    seats: list[Seat],
+    fleet: Fleet,
+    make: type[Seat],
+) -> list[Seat]:
+    """The seats of a model, with a split where it may or must be one.
+
+    Args:
+        entries: every node that holds the model.
+        make: what a seat is; the roster's own class.
+    """
+    rule = fleet.split_rules.get(model, "auto")
+    split = fleet.split(split_id(model))
+    if split is None:
+        if rule == "never" or not _possible(entries, fleet):
+            return seats
+        if rule == "auto" and any(seat.fits is not False for seat in seats):
+            return seats
+    head = split.engine if split is not None else ""
+    heads = [seat for seat in seats if head and seat.engine == head]
+    others = [] if rule == "always" else [seat for seat in seats if seat.engine != head or not head]
+    if heads:
+        return heads + others
+    failed = split is not None and split.state == "failed"
+    size = max((entry.size_bytes for _, entry in entries), default=0)
+    own = make(
+        key=split_id(model),
+        engine="",
+        node=split.node if split is not None else "",
+        device="",
+        where="several devices",
+        address="",
+        kind=KIND,
+        slots=1,
+        warm=False,
+        loading=split is not None and not failed,
+        context_length=None,
+        size_bytes=size,
+        need_bytes=size,
+        vram_bytes=None,
+        free_bytes=None,
+        refused=split.error if split is not None and failed else "",
+        dead=failed,
+        incarnation=split_id(model),
+    )
+    return [own, *others]
+
+
+def _possible(entries: Sequence[tuple[Node, Model]], fleet: Fleet) -> bool:
+    """Some node with the file can be the head, and something can be lent to it."""
+    heads = any(node.heads and node.state == "ready" and not node.cordoned for node, _ in entries)
+    return heads and any(node.lends and node.state == "ready" for node in fleet.nodes)
