@@ -190,9 +190,7 @@ class NodeSession:
             NodeError: the node does not say.
         """
         store = "" if self._config.engine in RUNNERS else self._config.models_dir
-        return await self._agent_now().shape(
-            path=model.path, name=model.name, store=store
-        )
+        return await self._agent_now().shape(path=model.path, name=model.name, store=store)
 
     async def mesh_key(self) -> str:
         """Raises NodeError: there is none, and none can be made."""

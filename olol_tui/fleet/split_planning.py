@@ -17,6 +17,7 @@ from olol_tui.fleet.crew import Crew
 from olol_tui.fleet.snapshot import Device, Engine, Mesh, Model, Node
 from olol_tui.fleet.split_wish import PartWish, SplitWish, Way, split_id
 from olol_tui.fleet.wishes import Wishes
+from olol_tui.models.loadable import verdict
 from olol_tui.models.names import canonical, same
 from olol_tui.models.shape import Shape, ShapeError, shape_of
 from olol_tui.placement.split import Refusal, Share, SplitDevice, SplitPlan, plan
@@ -112,13 +113,13 @@ class Planning:
                 trouble.append(f"{node.name}: {error}")
         if not facts:
             raise NodeError("; ".join(trouble))
+        known = next(iter(facts.values()))
+        if (found := verdict(known)).loads is False:
+            raise PlacementError(found.reason)
         try:
-            shape = shape_of(next(iter(facts.values())))
+            return facts, shape_of(known)
         except ShapeError as error:
             raise PlacementError(f"it cannot be planned: {error}") from error
-        if shape.unsupported:
-            raise PlacementError(f"llama.cpp does not load it: {shape.unsupported}")
-        return facts, shape
 
     def _devices(
         self, nodes: Iterable[Node], blobs: Collection[str], name: str, *, evict: bool

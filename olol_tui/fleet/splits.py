@@ -109,8 +109,9 @@ class Splits:
         async def work(report: Report) -> str:
             try:
                 return await self._make(report, name, num_ctx, keep)
-            except OlolError as error:
-                self._fail(split, str(error))
+            except Exception as error:
+                # Also one that nobody expected: whoever waits must hear that it is over.
+                self._fail(split, str(error) if isinstance(error, OlolError) else repr(error))
                 raise
 
         self._desk.book.start(f"split {name}", work, key=split)

@@ -220,7 +220,7 @@ class NodeLink:
             LinkDown: there is no connection now.
             ForwardingForbidden: sshd does not listen for others.
         """
-        carrier = self._need_data()
+        carrier = await self._need_data()
         try:
             listener = await carrier.ssh.start_server(lambda *_: serve, "127.0.0.1", 0)
         except (asyncssh.ChannelListenError, OSError) as error:

@@ -8,7 +8,6 @@ from typing import Any
 
 from .. import client, rpcprobe
 from ..errors import EngineError
-from ..spec import Spec
 from ..splitspec import Chain
 from .base import Advance, NotYet
 
@@ -63,7 +62,7 @@ def check_workers(chain: Chain, version: str) -> None:
         )
 
 
-async def advance(spec: Spec, port: int, timeout_s: float) -> Advance | None:
+async def advance(port: int, timeout_s: float) -> Advance | None:
     """How far the running requests are, by `/slots`.
 
     Raises:

@@ -12,12 +12,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 from .. import client, proc
 from ..errors import EngineError
-from ..records import atomic_write, slug
+from ..records import atomic_write
 from ..spec import Policy, Spec
 from .base import Context, EngineKind, Launch
 
@@ -55,7 +56,8 @@ class Forward(EngineKind):
             raise EngineError("no ssh on PATH", 'install openssh-client, or set mesh = "relay"')
         home = mesh_directory(context.state_dir)
         public_key(context.state_dir)
-        known = home / f"{slug(spec.id)}.known"
+        # ssh expands % in such a path.
+        known = home / f"known-{zlib.crc32(spec.id.encode()):08x}"
         atomic_write(known, f"{_ALIAS} {way.host_key}\n".encode("ascii"))
         argv = ["/bin/sh", "-c", 'exec "$@" >/dev/null', "sh"]  # its heartbeat is no log
         argv += [program, "-F", "none", "-T", "-i", str(home / "id_ed25519")]

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from .. import client
+from .. import client, proc
 from ..errors import Malformed
 from ..gguf import loose_digest, read_header, replica_bytes
 from ..spec import Spec
@@ -61,7 +61,8 @@ class LlamaServer(EngineKind):
         template = jinja(spec.model.chat_template) if spec.model else ""
         if template:
             argv += ["--chat-template", template]
-        argv += embedding_args(path, spec, plain)
+        # With embeddings on, logits of a whole batch lie on the last device: too much for a split.
+        argv += embedding_args(path, spec, plain or spec.chain is not None)
         return Launch((*argv, *spec.args), env, version=version)
 
     async def ready(self, spec: Spec, port: int) -> str | None:
@@ -77,7 +78,11 @@ class LlamaServer(EngineKind):
         return await runner_loaded(spec, await health(port, timeout_s), on_gpu=on_gpu)
 
     async def advance(self, spec: Spec, port: int, timeout_s: float) -> Advance | None:
-        return None if spec.chain is None else await chain.advance(spec, port, timeout_s)
+        # Each look is a line in the head's log: only where somebody is there to wait.
+        loop = asyncio.get_running_loop()
+        if spec.chain is None or not await loop.run_in_executor(None, proc.connections, port):
+            return None
+        return await chain.advance(port, timeout_s)
 
     def layout(self, spec: Spec, log: Path) -> dict[str, Any] | None:
         return None if spec.chain is None else chain.layout(log)
