@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from olol_tui.fleet.snapshot import Device, Engine, Fleet, Node, Request
+from olol_tui.fleet.snapshot import Device, Engine, Fleet, Node, Request, SplitPart
 from olol_tui.units import format_size
 
 Tone = Literal["good", "busy", "bad", "dim", "plain"]
@@ -24,6 +24,8 @@ _STATES: dict[str, tuple[str, Tone]] = {
     "dispatched": ("◐", "busy"),
     "connecting": ("◐", "busy"),
     "starting": ("◐", "busy"),
+    "planning": ("◐", "busy"),
+    "loading": ("◐", "busy"),
     "stopping": ("◐", "busy"),
     "running": ("◐", "busy"),
     "queued": ("○", "plain"),
@@ -49,6 +51,7 @@ def status_lines(fleet: Fleet, *, colour: bool) -> list[str]:
         [[_headline(fleet)]],
         _table(("NODE", "STATE", "GPU", "NAME", "UTIL", "VRAM", "TEMP", "POWER"), _devices(fleet)),
         _table(("ENGINE", "STATE", "SLOTS", "MODELS"), _engines(fleet)),
+        _table(("SPLIT", "STATE", "HEAD", "LAYERS"), _splits(fleet)),
         _table(("MODEL", "REPLICAS", "RUNNING", "QUEUED", "TOK/S"), _models(fleet)),
         _table(("REQUEST", "STATE", "MODEL", "WHERE", "CLIENT", "AGE", "TOKENS"), _requests(fleet)),
         _table(("OPERATION", "STATE", "WHAT"), _operations(fleet)),
@@ -138,6 +141,38 @@ def _engine_facts(engine: Engine, fleet: Fleet) -> Cell:
         waited = _seconds(max(0.0, fleet.now_s - loading.started_s))
         held.append(f"{loading.name} (loading{progress}, {waited})")
     return Cell(", ".join(held)) if held else Cell(engine.model or "-", "dim")
+
+
+def _splits(fleet: Fleet) -> Iterable[list[Cell]]:
+    """One line a split, then one for each of its devices."""
+    for split in fleet.splits:
+        facts = [split.error] if split.error else []
+        if split.parts:
+            facts.append(f"{len(split.parts)} devices, {split.tokens_factor:.0%} of one's speed")
+        if split.restarts:
+            took = "" if split.restart_s is None else f", the last in {_seconds(split.restart_s)}"
+            facts.append(f"restarted {split.restarts} times{took}")
+        tone: Tone = "bad" if split.state in ("backoff", "failed") else "plain"
+        yield [
+            Cell(split.model),
+            _state(split.state),
+            Cell(split.node),
+            Cell("; ".join(facts), tone),
+        ]
+        for part in split.parts:
+            yield [Cell(f"  {part.where}"), _state(part.state), Cell(part.road), _share(part)]
+
+
+def _share(part: SplitPart) -> Cell:
+    """`14 layers, 51 MiB of 88 MiB planned`: the layers that the head's log tells of."""
+    layers = part.layers if part.real_layers is None else part.real_layers
+    told = f"{layers} layers{' and the output' if part.has_output else ''}"
+    planned = format_size(part.planned_bytes)
+    if part.real_bytes is not None:
+        unknown = "" if part.real_layers is not None else " (as planned)"
+        return Cell(f"{told}{unknown}, {format_size(part.real_bytes)} of {planned} planned")
+    progress = "" if part.progress is None else f", {part.progress:.0%} there"
+    return Cell(f"{told} planned, {planned}{progress}", "dim")
 
 
 def _models(fleet: Fleet) -> Iterable[list[Cell]]:

@@ -54,8 +54,14 @@ def apply(wanted: Iterable[str], owner: str, path: Path | None = None) -> bool:
             after = b"".join(kept) + "".join(f"{one}\n" for one in lines).encode("ascii")
             if after == before:
                 return False
-            # A link to the file stays a link; the mode is what sshd insists on.
-            atomic_write(path.resolve(), after)
+            if not after:
+                path.unlink()  # it held nothing but ours
+                return True
+            # A link to the file stays a link.
+            real = path.resolve()
+            mode = real.stat().st_mode & 0o7777 if real.exists() else 0o600
+            atomic_write(real, after)
+            real.chmod(mode)
     except OSError as error:
         raise EngineError(
             f"{path} cannot be written: {error.strerror or error}",

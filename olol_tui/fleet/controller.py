@@ -29,7 +29,6 @@ from olol_tui.fleet.maintenance import Maintenance
 from olol_tui.fleet.member import Member
 from olol_tui.fleet.operations import OperationBook
 from olol_tui.fleet.orders import Orders
-from olol_tui.fleet.pins import PinKeeper
 from olol_tui.fleet.placing import Placer
 from olol_tui.fleet.publisher import Publisher
 from olol_tui.fleet.questions import Questions
@@ -47,6 +46,7 @@ from olol_tui.fleet.snapshot import (
     Request,
 )
 from olol_tui.fleet.splits import Splits
+from olol_tui.fleet.upkeep import Upkeep
 from olol_tui.fleet.wishes import Wishes, WishesFile
 from olol_tui.models.names import canonical
 from olol_tui.paths import Paths
@@ -106,12 +106,10 @@ class Controller:
         self._nodes: tuple[Node, ...] | None = None
         self._alerted: tuple[Node, ...] | None = None
         self._alert_list: tuple[Alert, ...] = ()
-        self._maintained_s = 0.0
-        self._tick_s = tick_s
         self._sizes = MeasuredSizes()
         self._placer = Placer(self)
         self._splits = Splits(self, self._crew, self._placer.runners, self._node_changed)
-        self._pins = PinKeeper(self, self._placer)
+        self._upkeep = Upkeep(self, self._placer, self._splits, tick_s=tick_s)
         self._maintenance = Maintenance(self)
         self._reload = Reload(self, self._crew)
         self._orders = Orders(
@@ -238,7 +236,7 @@ class Controller:
         """A request for a runner's model ended: its expiry counts from now."""
         self._leases.touch(engine_id, keep_alive_s, self._clock())
         if keep_alive_s == 0:
-            self._maintained_s = 0.0
+            self._upkeep.hurry()
             self.poke()
 
     def launch(
@@ -365,21 +363,6 @@ class Controller:
         self._nodes = None
         self._publisher.poke()
 
-    def _maintain(self, now_s: float) -> None:
-        """What is due once a tick: expiries and pins."""
-        for engine_id in self._leases.expired(
-            (engine for node in self.nodes for engine in node.engines),
-            is_busy=lambda engine_id: bool(self.busy(engine_id)),
-            is_pinned=lambda engine: any(one.pinned for one in engine.loaded),
-            now_s=now_s,
-        ):
-            log.info("%s was idle for its keep-alive: stopping it", engine_id)
-            if (split := self._splits.owner_of(engine_id)) is not None:
-                self._splits.withdraw(split)
-            else:
-                self._placer.runners.withdraw(engine_id)
-        self._pins.check(now_s)
-
     def _snapshot(self, is_tick: bool) -> Fleet:
         """Build the next Fleet. Ages grow, so a tick looks at every member anew."""
         now_s = self._clock()
@@ -387,11 +370,8 @@ class Controller:
             self._nodes = None
         self._requests, gateway = self._gateway_view()
         is_running = self._task is not None and not self._stop.is_set()
-        if is_running and now_s - self._maintained_s >= self._tick_s * 0.9:
-            self._maintained_s = now_s
-            self._maintain(now_s)
         if is_running:
-            self._splits.look(now_s)
+            self._upkeep.look(now_s)
         nodes = self.nodes
         if nodes is not self._alerted:
             self._alerted = nodes

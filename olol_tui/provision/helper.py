@@ -82,7 +82,7 @@ _NEEDS = {
     "survey": ("__init__", "base", "survey"),
     "place": ("__init__", "base", "place"),
     "service": ("__init__", "base", "survey", "systemd", "service"),
-    "remove": ("__init__", "base", "survey", "systemd", "service", "remove"),
+    "remove": ("__init__", "base", "survey", "systemd", "service", "mesh", "remove"),
 }
 """What each module imports, in the order in which they can be loaded."""
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from olol_tui.fleet.snapshot import Fleet, Model, Node
+from olol_tui.fleet.snapshot import Fleet, Model, Node, Split
 
 if TYPE_CHECKING:
     from olol_tui.routing.roster import Seat
 
 KIND = "split"
 """Of a seat that is launched as a split."""
+
+
+PATIENCE_S = 60.0
+"""A split that is down for so long is waited for no more."""
 
 
 def split_id(model: str) -> str:
@@ -44,15 +48,17 @@ def with_split(
         if rule == "auto" and any(seat.fits is not False for seat in seats):
             return seats
     head = split.engine if split is not None else ""
-    heads = [seat for seat in seats if head and seat.engine == head]
-    others = [] if rule == "always" else [seat for seat in seats if seat.engine != head or not head]
-    if heads:
-        return heads + others
-    failed = split is not None and split.state == "failed"
+    others = [seat for seat in seats if not head or seat.engine != head]
+    if rule == "always":
+        others = []
+    elif split is not None and split.state != "failed":
+        # It is there because these are too small: none of them is the way around its repair.
+        others = [seat for seat in others if seat.fits is not False]
+    heads = [seat for seat in seats if head and seat.engine == head and not seat.refused]
     size = max((entry.size_bytes for _, entry in entries), default=0)
     own = make(
-        key=split_id(model),
-        engine="",
+        key=head or split_id(model),
+        engine=head,
         node=split.node if split is not None else "",
         device="",
         where="several devices",
@@ -60,17 +66,25 @@ def with_split(
         kind=KIND,
         slots=1,
         warm=False,
-        loading=split is not None and not failed,
+        loading=split is not None,
         context_length=None,
         size_bytes=size,
         need_bytes=size,
         vram_bytes=None,
         free_bytes=None,
-        refused=split.error if split is not None and failed else "",
-        dead=failed,
+        refused=_refusal(split, fleet.now_s),
+        dead=split is not None and split.state == "failed",
         incarnation=split_id(model),
     )
-    return [own, *others]
+    return [*(heads or [own]), *others]
+
+
+def _refusal(split: Split | None, now_s: float) -> str:
+    """Why nobody should wait for it; empty while it is on its way."""
+    if split is None:
+        return ""
+    waits_long = split.state == "backoff" and now_s - split.since_s > PATIENCE_S
+    return split.error if split.state == "failed" or waits_long else ""
 
 
 def _possible(entries: Sequence[tuple[Node, Model]], fleet: Fleet) -> bool:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from olol_tui.fleet.snapshot import Engine, Fleet, Split
-from tests.e2e.cluster import Operator
-from tests.e2e.product import Product, console
+from tests.e2e.cluster import Operator, operator
+from tests.e2e.product import BOUND_S, Product, console, free_port
 from tests.lab import Host, Lab
 
 LLAMA_SERVER = os.environ.get("OLOL_TEST_LLAMA_SERVER", "")
-MODEL = "smollm2:135m"
+MODEL = "smollm2-135m-instruct:q4_1"
 LIMIT = "104MiB"
 """Of each host: two of them hold the model with 512 tokens of context, one does not."""
 
@@ -79,3 +82,56 @@ def helper(ops: Operator, engine_id: str) -> Engine:
 
 def host_of(product: Product, engine: Engine) -> Host:
     return product.lab.hosts[engine.node]
+
+
+@asynccontextmanager
+async def split_operator(product: Product) -> AsyncIterator[tuple[Operator, httpx.AsyncClient]]:
+    """A console and a client, once every node has told what it has."""
+    async with (
+        operator(product.state_dir) as ops,
+        httpx.AsyncClient(base_url=product.url, timeout=2 * BOUND_S) as http,
+    ):
+        await ops.until(lambda f: all(n.state == "ready" and n.library for n in f.nodes))
+        yield ops, http
+
+
+def question(tokens: int, *, stream: bool = False) -> dict[str, object]:
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Tell me of the sea."}],
+        "stream": stream,
+        "options": {"temperature": 0, "num_predict": tokens},
+    }
+
+
+async def ask(http: httpx.AsyncClient, tokens: int = 16) -> httpx.Response:
+    return await http.post("/api/chat", json=question(tokens))
+
+
+def unsplit_reply(tokens: int = 16) -> str:
+    """What one process with all layers answers to the same question."""
+    port = free_port()
+    argv = [LLAMA_SERVER, "-m", str(gguf()), "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["-c", "512", "-np", "1", "--jinja", "--no-webui", "-ngl", "0"]
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as http:
+            deadline_s = time.monotonic() + BOUND_S
+            while not _is_healthy(http):
+                assert process.poll() is None and time.monotonic() < deadline_s
+                time.sleep(0.1)
+            body = {**question(tokens), "temperature": 0, "max_tokens": tokens}
+            reply = http.post("/v1/chat/completions", json=body).json()
+        return str(reply["choices"][0]["message"]["content"])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_healthy(http: httpx.Client) -> bool:
+    try:
+        return http.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from . import base, service, systemd
+from . import base, mesh, service, systemd
 
 GRACE_S = 10.0
 
@@ -43,6 +43,8 @@ def uninstall(ask: dict[str, Any]) -> dict[str, Any]:
             status, _ = systemd.run_tool("loginctl", "--no-ask-password", "disable-linger")
             if status == 0:
                 done.append("linger, which was off before")
+        if keys := mesh.remove(layout):
+            done.append(f"{base.counted(keys, 'line')} of authorized_keys")
         _remove_socket(record, done)
         _remove_files(layout, done)
     return {"done": done}
@@ -193,6 +195,8 @@ def _residue(layout: base.Layout, socket: str) -> list[str]:
     residue += [f"process {pid}" for pid in sorted(pids)]
     residue += [f"port {port}" for port in sorted(_listening_ports(pids))]
     residue += [str(path) for path in _files(layout)]
+    if keys := mesh.lines_of(layout):
+        residue.append(f"{base.counted(keys, 'line')} of authorized_keys")
     if socket and os.path.lexists(socket):
         residue.append(socket)
     unit = systemd.unit_file(systemd.unit_name(layout))
