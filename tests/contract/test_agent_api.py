@@ -55,7 +55,8 @@ def test_inventory_lists_devices_and_engines(node: Agent) -> None:
     inventory = node.http.get("/v1/inventory").json()
     assert inventory["devices"]
     assert {d["vendor"] for d in inventory["devices"]} <= {"nvidia", "amd", "cpu"}
-    assert set(inventory["engines"]) == {"ollama", "llama-server", "embedded", "simulated"}
+    kinds = {"ollama", "llama-server", "rpc-server", "embedded", "simulated"}
+    assert set(inventory["engines"]) == kinds
     assert inventory["engines"]["simulated"] is None
     assert inventory["cpus"] >= 1
     assert inventory["memory_bytes"] > 1 << 28

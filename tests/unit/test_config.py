@@ -158,7 +158,7 @@ def test_a_simulated_node_needs_no_table() -> None:
         (
             "source = 'x'",
             "line 1, source: unknown field; expected one of name, gateway, nodes, engines, "
-            "endpoints, models",
+            "endpoints, split, models",
         ),
         (
             "[gateway]\nhost = 'a'\nhost = 'b'\n",
@@ -190,7 +190,7 @@ max_body_bytes = "12 parsecs"
     assert rest == [
         "  line 4, nodes.gpu-box.gadgets: unknown field; expected one of local, host, user, port, "
         "identity, known_hosts, profile, transport, directory, engine, gpus, roles, simulated, "
-        "binary, models_dir, slots, num_ctx, pool",
+        "binary, models_dir, slots, num_ctx, vram_limit, llama_server, rpc_server, mesh_host, pool",
         "  line 5, nodes.gpu-box.simulated.gpus: expected 1 or more, got 0",
         '  line 5, nodes.gpu-box.simulated.vrm: unknown field; did you mean "vram"?',
         "  line 8, gateway.port: expected 0 or more, got -1",
