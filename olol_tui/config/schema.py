@@ -136,6 +136,8 @@ class GatewayConfig(_Table):
     """How a request's engine is chosen, for models that say nothing else."""
     model_policies: dict[str, PolicyName] = Field(default_factory=dict)
     """Of the tables of models; not a key of the file."""
+    max_queue_per_key: Count | None = None
+    """Of these, of one API key; None: half."""
     max_body_bytes: Size = 128 * 2**20
     max_connections: Count = 2000
     max_connections_per_key: Count = 256

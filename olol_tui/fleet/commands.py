@@ -53,6 +53,22 @@ class CancelRequest(Command, frozen=True, tag="cancel"):
     request: str
 
 
+class RerouteRequest(Command, frozen=True, tag="reroute"):
+    """Send a queued request to an engine or node, or away from one; both empty: wherever it is
+    served first."""
+
+    request: str
+    to: str = ""
+    away: str = ""
+
+
+class PauseModel(Command, frozen=True, tag="pause"):
+    """Requests of a model wait, until it is resumed; what runs goes on. Kept over restarts."""
+
+    model: str
+    paused: bool = True
+
+
 class RestartEngine(Command, frozen=True, tag="restart"):
     engine: str
 
@@ -163,6 +179,8 @@ AnyCommand = (
     | Move
     | SetPin
     | CancelRequest
+    | RerouteRequest
+    | PauseModel
     | RestartEngine
     | SetCordon
     | Drain

@@ -25,6 +25,7 @@ from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.crew import Crew
 from olol_tui.fleet.identity import load as load_identity
 from olol_tui.fleet.leases import Leases
+from olol_tui.fleet.live_requests import Cancel, LiveRequests, Reroute, View, no_reroute
 from olol_tui.fleet.maintenance import Maintenance
 from olol_tui.fleet.member import Member
 from olol_tui.fleet.operations import OperationBook
@@ -40,7 +41,6 @@ from olol_tui.fleet.snapshot import (
     Alert,
     Engine,
     Fleet,
-    GatewayState,
     Model,
     Node,
     Request,
@@ -53,7 +53,6 @@ from olol_tui.paths import Paths
 
 log = logging.getLogger("olol.fleet")
 
-GatewayView = Callable[[], tuple[tuple[Request, ...], GatewayState]]
 _BUSY_STATES = frozenset({"dispatched", "prefill", "decode"})
 _ENDPOINT_CTX = 4096
 _T = TypeVar("_T")
@@ -112,6 +111,7 @@ class Controller:
         self._upkeep = Upkeep(self, self._placer, self._splits, tick_s=tick_s)
         self._maintenance = Maintenance(self)
         self._reload = Reload(self, self._crew)
+        self._live = LiveRequests()
         self._orders = Orders(
             self,
             self._crew,
@@ -120,10 +120,8 @@ class Controller:
             maintenance=self._maintenance,
             questions=self._questions,
             file=self._file,
-            cancel=lambda request: self._cancel_request(request),
+            live=self._live,
         )
-        self._gateway_view: GatewayView = lambda: ((), GatewayState())
-        self._cancel_request: Callable[[str], bool] = lambda _id: False
         self._requests: tuple[Request, ...] = ()
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -203,10 +201,9 @@ class Controller:
         """
         return await self._crew.dial(address, factory)
 
-    def attach_gateway(self, view: GatewayView, cancel: Callable[[str], bool]) -> None:
+    def attach_gateway(self, view: View, cancel: Cancel, reroute: Reroute = no_reroute) -> None:
         """Take requests and gateway figures of each snapshot from `view`."""
-        self._gateway_view = view
-        self._cancel_request = cancel
+        self._live.attach(view, cancel, reroute)
         self.poke()
 
     @property
@@ -368,7 +365,7 @@ class Controller:
         now_s = self._clock()
         if is_tick:
             self._nodes = None
-        self._requests, gateway = self._gateway_view()
+        self._requests, gateway = self._live.view()
         is_running = self._task is not None and not self._stop.is_set()
         if is_running:
             self._upkeep.look(now_s)
@@ -390,6 +387,7 @@ class Controller:
             splits=self._splits.view(now_s),
             split_rules=self._splits.rules(),
             pins=self._wishes.pins,
+            paused=self._wishes.paused_models,
             operations=self._book.view(now_s),
             alerts=self._alert_list,
             passphrase=self._questions.open,

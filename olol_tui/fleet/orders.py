@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from olol_tui.config import EndpointConfig
-from olol_tui.errors import NodeError, OlolError, PlacementError, ReadOnly
+from olol_tui.errors import ModelNotFound, NodeError, OlolError, PlacementError, ReadOnly
 from olol_tui.fleet.cluster_file import ClusterFile
 from olol_tui.fleet.commands import (
     AddNode,
@@ -20,10 +19,12 @@ from olol_tui.fleet.commands import (
     Drain,
     GivePassphrase,
     Move,
+    PauseModel,
     Place,
     Provision,
     Reconnect,
     RemoveNode,
+    RerouteRequest,
     RestartEngine,
     SetCordon,
     SetPin,
@@ -35,17 +36,19 @@ from olol_tui.fleet.commands import (
 from olol_tui.fleet.crew import Crew, adopted_name
 from olol_tui.fleet.desk import Desk
 from olol_tui.fleet.drains import Drains
+from olol_tui.fleet.live_requests import LiveRequests
 from olol_tui.fleet.maintenance import Maintenance
 from olol_tui.fleet.placing import Placer
 from olol_tui.fleet.provisions import Provisions
 from olol_tui.fleet.questions import Questions
 from olol_tui.fleet.reload import Reload
 from olol_tui.fleet.roles import Roles
+from olol_tui.models.names import canonical
 
 
 class Orders:
     """Args:
-    cancel: ends a live request; False when there is none of that id.
+    live: what can be done to requests.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Orders:
         maintenance: Maintenance,
         questions: Questions,
         file: ClusterFile,
-        cancel: Callable[[str], bool],
+        live: LiveRequests,
     ) -> None:
         self._desk = desk
         self._crew = crew
@@ -67,8 +70,8 @@ class Orders:
         self._maintenance = maintenance
         self._questions = questions
         self._file = file
-        self._cancel_request = cancel
-        self._drains = Drains(desk, crew, cancel)
+        self._live = live
+        self._drains = Drains(desk, crew, lambda request: live.cancel(request))
         self._roles = Roles(desk, crew, self._drains)
         self._provisions = Provisions(desk, crew, self._drains)
 
@@ -90,6 +93,10 @@ class Orders:
                 return self._placer.set_pin(command)
             case CancelRequest():
                 return self._cancel(command.request)
+            case RerouteRequest():
+                return self._reroute(command)
+            case PauseModel():
+                return self._pause(command.model, command.paused)
             case RestartEngine():
                 return self._maintenance.restart(command.engine)
             case SetCordon():
@@ -145,13 +152,33 @@ class Orders:
                 )
 
     def _cancel(self, request: str) -> str:
-        if not self._cancel_request(request):
+        if not self._live.cancel(request):
             raise OlolError(
                 f"there is no live request {request}",
                 title="The request cannot be cancelled",
                 hint="It may have ended just now.",
             )
         return self._desk.book.note(f"cancel {request}", "cancelled")
+
+    def _reroute(self, command: RerouteRequest) -> str:
+        self._live.reroute(command.request, command.to, command.away)
+        way = f"to {command.to}" if command.to else f"away from {command.away}"
+        if not command.to and not command.away:
+            way = "to wherever it is served first"
+        return self._desk.book.note(f"send {command.request} {way}", "queued for it")
+
+    def _pause(self, model: str, paused: bool) -> str:
+        name = canonical(model)
+        held = any(
+            canonical(entry.name) == name for node in self._desk.nodes for entry in node.library
+        )
+        # What was paused can be resumed, although its last copy was deleted meanwhile.
+        if not held and (paused or name not in self._desk.wishes.paused_models):
+            raise ModelNotFound(f"no node has {model}")
+        self._desk.wishes.pause_model(name, paused)
+        word = "pause" if paused else "resume"
+        told = "its requests wait until it is resumed" if paused else "its requests go on"
+        return self._desk.book.note(f"{word} {name}", told)
 
     def _cordon(self, node: str, cordoned: bool) -> str:
         member = self._crew.member(node)

@@ -374,8 +374,15 @@ class Request:
     status: int | None = None
     error: str = ""
     why: str = ""
-    """One line: why this engine."""
+    """One line: why this engine, or why it still waits."""
     stream: bool = True
+    priority: Literal["interactive", "batch"] = "interactive"
+    position: int | None = None
+    """In its model's queue, 1 is next; None when it does not wait, or is far behind."""
+    expected_s: float | None = None
+    """How much longer it is expected to wait; None when nobody can know."""
+    deadline_s: float | None = None
+    """Seconds until its client does not want it any more, while it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +399,7 @@ class ModelLoad:
     ttft_p95_s: float | None = None
     pinned: bool = False
     loading: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +467,8 @@ class Fleet:
     split_rules: dict[str, SplitRule] = field(default_factory=dict)
     """By canonical name, where it is not `auto`."""
     pins: tuple[Pin, ...] = ()
+    paused: tuple[str, ...] = ()
+    """Canonical names of models whose requests wait until an operator resumes them."""
     operations: tuple[Operation, ...] = ()
     alerts: tuple[Alert, ...] = ()
     passphrase: PassphraseQuestion | None = None

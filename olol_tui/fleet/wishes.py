@@ -68,6 +68,8 @@ class Kept(msgspec.Struct, frozen=True):
     roles: tuple[RoleWish, ...] = ()
     adopted: tuple[Adopted, ...] = ()
     splits: tuple[SplitWish, ...] = ()
+    paused: tuple[str, ...] = ()
+    """Canonical names of models."""
 
 
 class Wishes:
@@ -83,6 +85,7 @@ class Wishes:
         self._split_specs: dict[str, Mapping[str, tuple[Spec, ...]]] = {}
         self._paused: Counter[str] = Counter()
         """Engine → how many keep new work away from it."""
+        self._paused_models: set[str] = set()
         self._draining: set[str] = set()
         self._changed = changed
 
@@ -184,6 +187,16 @@ class Wishes:
             self._cordoned.symmetric_difference_update({node})
             self._changed()
 
+    @property
+    def paused_models(self) -> tuple[str, ...]:
+        """Canonical names."""
+        return tuple(sorted(self._paused_models))
+
+    def pause_model(self, model: str, paused: bool) -> None:
+        if paused != (model in self._paused_models):
+            self._paused_models.symmetric_difference_update({model})
+            self._changed()
+
     def roles_on(self, node: str) -> Mapping[str, Role]:
         """By UUID; only what was wished."""
         return self._roles.get(node, {})
@@ -264,6 +277,7 @@ class Wishes:
                     ),
                     adopted=tuple(self._adopted),
                     splits=self.splits,
+                    paused=self.paused_models,
                 )
             )
         )
@@ -278,6 +292,7 @@ class Wishes:
             self._roles.setdefault(wish.node, {})[wish.device] = wish.role
         self._adopted = dict.fromkeys(kept.adopted)
         self._splits = {wish.id: wish for wish in kept.splits}
+        self._paused_models = set(kept.paused)
 
 
 class WishesFile:

@@ -12,10 +12,12 @@ from olol_tui.gateway.events import EventExchange
 from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.inflate import inflate
 from olol_tui.gateway.keys import Key
-from olol_tui.gateway.message import RETRY_AFTER
+from olol_tui.gateway.message import RETRY_AFTER, retry_after
 from olol_tui.gateway.routes import Inference
+from olol_tui.gateway.terms import terms_of
 from olol_tui.gateway.times import rfc3339
 from olol_tui.models.names import canonical, is_cloud
+from olol_tui.routing.ticket import Terms
 
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
@@ -47,14 +49,15 @@ class Admission:
             raw = found.keep_alive
             keep_alive_s = keepalive.parse(msgspec.json.decode(raw)) if raw else None
             model = canonical(found.model)
-            refusal = self._refusal(route, found.model, model, request.key)
+            terms = terms_of(request.headers, request.key, connection.peer, gateway.now())
+            refusal = self._refusal(route, found.model, model, request.key, terms)
             if refusal is not None:
                 gateway.error(connection, request, *refusal)
                 return
             if route.check is not None:
                 route.check(route.path, request.body)
             kind = EventExchange if route.events else Exchange
-            exchange = kind(gateway, connection, request, route, found, model, keep_alive_s)
+            exchange = kind(gateway, connection, request, route, found, model, keep_alive_s, terms)
             if exchange.record.key_id and request.key is not None:
                 gateway.gate.began(request.key)
         except bodies.BadBody as bad:
@@ -66,8 +69,15 @@ class Admission:
         if exchange.is_load and keep_alive_s == 0:
             self._unload(exchange)
             return
+        wait_s = gateway.queue.outlook.hopeless_s(exchange.ticket, gateway.roster, gateway.now())
+        if wait_s is not None:
+            exchange.record.cause = "deadline"
+            exchange.refuse(
+                504, f"{model}: its deadline cannot be met: about {wait_s:.1f} s in the queue"
+            )
+            return
         connection.handler = exchange
-        gateway.admit(exchange)
+        gateway.dispatcher.admit(exchange)
 
     async def _inflate(
         self, connection: http.HttpConnection, request: http.Request, route: Inference
@@ -84,7 +94,7 @@ class Admission:
             self.infer(connection, request, route)
 
     def _refusal(
-        self, route: Inference, name: str, model: str, key: Key | None
+        self, route: Inference, name: str, model: str, key: Key | None, terms: Terms
     ) -> tuple[int, str, bytes] | tuple[int, str] | None:
         gateway = self._gateway
         if key is not None and not key.may_use(model):
@@ -97,9 +107,19 @@ class Admission:
             return 404, errors.model_not_found(name)
         if gateway.draining:
             return 503, "the gateway is shutting down", RETRY_AFTER
-        if gateway.queue.full:
-            return 503, BUSY, RETRY_AFTER
-        return None if key is None else gateway.gate.refusal(key)
+        queue = gateway.queue
+        if queue.room.is_full_for(model, batch=terms.batch):
+            return 503, BUSY, retry_after(queue.outlook.room_after_s(gateway.roster))
+        if key is None:
+            return None
+        if key.id and queue.room.is_full_for_flow(key.id):
+            message = (
+                f"the API key {key.name} has {queue.room.queued_by(key.id)} requests in the "
+                "queue, which is its limit"
+            )
+            later_s = queue.outlook.room_after_s(gateway.roster, model, key.id)
+            return 429, message, retry_after(later_s)
+        return gateway.gate.refusal(key)
 
     def _unload(self, exchange: Exchange) -> None:
         """`keep_alive: 0` without a prompt: drop the model everywhere it is resident."""

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from olol_tui.gateway.lifecycle import Lifecycle
 from olol_tui.routing.patience import Patience
-from olol_tui.routing.queue import Ticket
 from olol_tui.routing.roster import Seat
 
 log = logging.getLogger("olol.gateway")
@@ -162,6 +161,6 @@ class Failover(Lifecycle):
         record.first_s = None
         log.warning("retry", extra={"request": record.id, "model": ask.model, "reason": reason})
         self._give_back()
-        now = gateway.now()
-        self.ticket = Ticket(replace(ask, exclude=ask.exclude | exclude), self, now, again=True)
-        gateway.enqueue(self)
+        again = replace(ask, exclude=ask.exclude | exclude)
+        self.ticket = self.ticket.retried(again, gateway.now())
+        gateway.dispatcher.enqueue(self)

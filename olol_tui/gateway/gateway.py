@@ -7,7 +7,6 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Collection
 from datetime import UTC, datetime
 
 from olol_tui.config import GatewayConfig
@@ -19,13 +18,12 @@ from olol_tui.gateway.archive import Archive, Refused
 from olol_tui.gateway.control import ControlApp
 from olol_tui.gateway.dialects import errors, fields, llama
 from olol_tui.gateway.dialects.translation import Translation
-from olol_tui.gateway.exchange import Exchange
+from olol_tui.gateway.dispatcher import Dispatcher
 from olol_tui.gateway.gate import Gate, Refusal
 from olol_tui.gateway.health import Health
 from olol_tui.gateway.keys import KeyStore
 from olol_tui.gateway.lifecycle import Lifecycle
 from olol_tui.gateway.loader import Loader
-from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.pulse import Pulse
@@ -33,8 +31,9 @@ from olol_tui.gateway.records import Ledger, Record
 from olol_tui.gateway.routes import BLOBS, INFERENCE, dialect_of
 from olol_tui.gateway.settings import Settings
 from olol_tui.gateway.times import rfc3339
-from olol_tui.routing.policy import NOBODY, policies
-from olol_tui.routing.queue import Dispatch, Load, Queue, Step, Ticket
+from olol_tui.routing.policy import policies
+from olol_tui.routing.queue import Queue
+from olol_tui.routing.room import WaitingRoom
 from olol_tui.routing.roster import Roster, Seat
 
 log = logging.getLogger("olol.gateway")
@@ -58,7 +57,7 @@ class Gateway:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.settings = Settings(config)
-        self._fleet = fleet
+        self.fleet = fleet
         self.streamed = BLOBS
         self.pool = upstream.UpstreamPool(dial)
         self.gate = Gate(keys, self._loop.time, connections_per_key=config.max_connections_per_key)
@@ -67,21 +66,25 @@ class Gateway:
         self._lag = LagClock(self._loop, self.metrics.lag.observe)
         self.ledger = Ledger(self._loop.time, self._recorded)
         self.queue = Queue(
-            max_queued=config.max_queue, policy_of=policies(config.policy, config.model_policies)
+            WaitingRoom(config.max_queue, config.max_queue_per_key),
+            policy_of=policies(config.policy, config.model_policies),
         )
-        self.health = Health(fleet, self.queue, self.metrics, lambda: self._roster, self._pump)
+        self.dispatcher = Dispatcher(self)
+        self.health = Health(
+            fleet, self.queue, self.metrics, lambda: self._roster, self.dispatcher.pump
+        )
         self.loader = Loader(
             fleet,
             self.pool,
             self.queue,
             self._loop.time,
             self._model_changed,
-            self._load_failed,
+            self.dispatcher.load_failed,
             self.health.failed,
             self.metrics,
         )
         self._roster = self.loader.roster(fleet.fleet)
-        self._exchanges: dict[str, Exchange] = {}
+        self.dispatcher.set_paused(fleet.fleet.paused)
         self._connections: set[http.HttpConnection] = set()
         self._servers: list[asyncio.Server] = []
         self._unsubscribe = fleet.on_change(self._fleet_changed)
@@ -94,7 +97,7 @@ class Gateway:
         self.draining = False
         self._idle = asyncio.Event()
         self.started_wall = datetime.now(UTC)
-        fleet.attach_gateway(self.view, self.cancel)
+        fleet.attach_gateway(self.view, self.dispatcher.cancel, self.dispatcher.reroute)
 
     # -- life
 
@@ -142,8 +145,7 @@ class Gateway:
         self._lag.stop()
         for server in self._servers:
             server.close()
-        for exchange in list(self._exchanges.values()):
-            exchange.cancel("the gateway is shutting down")
+        self.dispatcher.close()
         self.health.close()
         if self._poke_timer is not None:
             self._poke_timer.cancel()
@@ -169,25 +171,13 @@ class Gateway:
             if self.settings.tls is not None:
                 self.settings.tls.refresh()
             ended_keys = self.gate.refresh()
-            for exchange in list(self._exchanges.values()):
-                if exchange.record.key_id in ended_keys:
+            for exchange in list(self.dispatcher.exchanges.values()):
+                if ended_keys and exchange.record.key_id in ended_keys:
                     exchange.cancel("the API key is not valid any more")
                 exchange.check(now, self.settings.patience)
-                self._check_stuck(exchange, now)
-            self._carry_out(self.queue.pump_all(self._roster, now))
-            self.metrics.look(self._fleet.fleet)
-
-    def _check_stuck(self, exchange: Exchange, now_s: float) -> None:
-        ticket = exchange.ticket
-        decision = ticket.decision
-        if (
-            ticket.seat is None
-            and decision is not None
-            and decision.reason == NOBODY
-            and now_s - ticket.enqueued_s > STUCK_S
-            and self.queue.withdraw(ticket)
-        ):
-            exchange.refuse(503, f"{exchange.model}: {decision.text}", RETRY_AFTER)
+            self.dispatcher.refuse_stuck()
+            self.dispatcher.pump_all()
+            self.metrics.look(self.fleet.fleet)
 
     # -- http.App
 
@@ -270,40 +260,8 @@ class Gateway:
 
     # -- inference
 
-    def admit(self, exchange: Exchange) -> None:
-        """A new exchange: know it, and queue it."""
-        self._exchanges[exchange.record.id] = exchange
-        self.enqueue(exchange)
-
-    def enqueue(self, exchange: Lifecycle) -> None:
-        """Queue an exchange's ticket, also again for a retry."""
-        self._carry_out(self.queue.submit(exchange.ticket, self._roster, self.now()))
-        self.poke()
-
-    def _carry_out(self, steps: list[Step]) -> None:
-        for step in steps:
-            if isinstance(step, Dispatch):
-                step.ticket.owner.dispatch(step.seat, step.decision)
-            elif isinstance(step, Load):
-                self.loader.start(step, self._roster)
-            else:
-                exchange: Exchange = step.ticket.owner
-                exchange.refuse(503, f"{exchange.model}: {step.decision.text}", RETRY_AFTER)
-
-    def release(self, exchange: Lifecycle) -> None:
-        """A slot is free: give it to the next in line."""
-        ticket: Ticket = exchange.ticket
-        seat = ticket.seat
-        self.queue.release(ticket, self.now())
-        if seat is not None and seat.engine:
-            self._fleet.touch(seat.engine, exchange.model, exchange.keep_alive_s)
-        self._pump(ticket.ask.model)
-
-    def _pump(self, model: str) -> None:
-        self._carry_out(self.queue.pump(model, self._roster, self.now()))
-
     def ended(self, exchange: Lifecycle) -> None:
-        self._exchanges.pop(exchange.record.id, None)
+        self.dispatcher.exchanges.pop(exchange.record.id, None)
         if self.draining and not self.ledger.live:
             self._idle.set()
         self.poke()
@@ -327,12 +285,13 @@ class Gateway:
         self.loader.observe(fleet, now)
         self.queue.ejection.observe(fleet, now)
         self._roster = self.loader.roster(fleet)
-        self._carry_out(self.queue.pump_all(self._roster, now))
+        self.dispatcher.set_paused(fleet.paused)
+        self.dispatcher.pump_all()
 
     def _model_changed(self, model: str) -> None:
         """A load ended well."""
-        self._roster = self.loader.roster(self._fleet.fleet)
-        self._pump(model)
+        self._roster = self.loader.roster(self.fleet.fleet)
+        self.dispatcher.pump(model)
         self.poke()
 
     def _recorded(self, record: Record) -> None:
@@ -343,16 +302,6 @@ class Gateway:
         if record.key_id:
             self.gate.ended(record.key_id, record.tokens + (record.prompt_tokens or 0))
 
-    def _load_failed(self, model: str, status: int, message: str) -> None:
-        """Whoever waits only for this load hears what the engine said."""
-        if any(seat.warm and not seat.refused for seat in self._roster.seats(model)):
-            self._pump(model)
-            return
-        for ticket in self.queue.drop_waiting(model):
-            exchange: Exchange = ticket.owner
-            exchange.record.cause = "load_failed"
-            exchange.refuse(status, message)
-
     # -- the console's view
 
     def poke(self) -> None:
@@ -362,31 +311,11 @@ class Gateway:
 
     def _poke_now(self) -> None:
         self._poke_timer = None
-        self._fleet.poke()
-
-    def cancel(self, request_id: str) -> bool:
-        """Cancel a queued or running request; False when there is none of that id."""
-        exchange = self._exchanges.get(request_id)
-        if exchange is None:
-            return False
-        exchange.cancel("cancelled by the operator")
-        return True
-
-    def position(self, request_id: str) -> int | None:
-        """Place in its model's queue, 1 is next; None when it does not wait."""
-        exchange = self._exchanges.get(request_id)
-        if exchange is None or exchange.record.state != "queued":
-            return None
-        return self.queue.position(exchange.ticket)
+        self.fleet.poke()
 
     @property
     def unrecorded(self) -> int:
         return 0 if self.archive is None else self.archive.unrecorded
-
-    @property
-    def exchanges(self) -> Collection[Exchange]:
-        """Every request that is queued or runs."""
-        return self._exchanges.values()
 
     def view(self) -> tuple[tuple[Request, ...], GatewayState]:
         """Requests and totals for the snapshot."""

@@ -26,7 +26,7 @@ class Requests:
 
     def every(self, connection: http.HttpConnection, request: http.Request) -> None:
         ledger = self._gateway.ledger
-        views = ledger.views()
+        views = ledger.views(self._gateway.dispatcher.places())
         if not _sees_all(request.key):
             shown = {r.id for r in (*ledger.finished, *ledger.live.values()) if _owns(request, r)}
             views = tuple(view for view in views if view.id in shown)
@@ -37,12 +37,12 @@ class Requests:
         if record is None:
             self._unknown(connection, request)
             return
-        shown: dict[str, Any] = msgspec.to_builtins(record.view(self._gateway.now()))
+        place = self._gateway.dispatcher.place(record.id)
+        shown: dict[str, Any] = msgspec.to_builtins(record.view(self._gateway.now(), place))
         shown["cause"] = record.cause
         shown["retries"] = record.retries
         shown["replays"] = record.replays
         shown["tried"] = record.tried
-        shown["position"] = self._gateway.position(record.id)
         shown["decision"] = None if record.why is None else explain(record.why)
         connection.reply(200, msgspec.json.encode(shown))
 
@@ -50,7 +50,7 @@ class Requests:
         record = self._find(request)
         if record is None:
             self._unknown(connection, request)
-        elif self._gateway.cancel(record.id):
+        elif self._gateway.dispatcher.cancel(record.id):
             connection.reply(200, msgspec.json.encode({"id": record.id, "state": "cancelled"}))
         else:
             message = f"the request {record.id} has ended: {record.state}"

@@ -17,8 +17,8 @@ from olol_tui.gateway.http import JSON, NDJSON, HttpConnection, Request
 from olol_tui.gateway.inspect import wants_why, why_header
 from olol_tui.gateway.routes import Inference
 from olol_tui.routing.policy import Ask
-from olol_tui.routing.queue import Ticket
 from olol_tui.routing.roster import Seat
+from olol_tui.routing.ticket import Terms, Ticket
 
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
@@ -66,6 +66,7 @@ class Lifecycle:
         fields: bodies.RouteBody,
         model: str,
         keep_alive_s: float | None,
+        terms: Terms,
     ) -> None:
         self._gateway = gateway
         self.connection: HttpConnection | None = connection
@@ -87,8 +88,9 @@ class Lifecycle:
             connection.peer if key is None else key.name,
             stream and route.task != "embed",
             "" if key is None else key.id,
+            terms,
         )
-        self.ticket = Ticket(ask, self, self.record.arrived_s)
+        self.ticket = Ticket(ask, self, self.record.arrived_s, terms)
         self._call: upstream.Call | None = None
         self._translation: Translation | None = None
         self._status = 0
@@ -168,9 +170,8 @@ class Lifecycle:
         self._end_record("failed", status, message)
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.reply(
-                status, errors.error_body(self.route.dialect, status, message), JSON, extra
-            )
+            body = errors.error_body(self.route.dialect, status, message)
+            connection.reply(status, body, JSON, extra + self._waited())
 
     def _finish(self, failed: bool, last: bytes, status: int = 200) -> None:
         seat = self.ticket.seat
@@ -186,7 +187,7 @@ class Lifecycle:
     def _give_back(self) -> None:
         ticket = self.ticket
         if ticket.seat is not None:
-            self._gateway.release(self)
+            self._gateway.dispatcher.release(self)
 
     def _end_record(self, state: Any, status: int, error: str) -> None:
         self._ended = True
@@ -242,10 +243,19 @@ class Lifecycle:
 
     def _marks(self) -> bytes:
         record = self.record
-        marks = f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
+        marks = (
+            f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
+            + self._waited()
+        )
         if b"x-olol-why" in self._request.headers and wants_why(self._request):
             marks += why_header(record.why, record.tried)
         return marks
+
+    def _waited(self) -> bytes:
+        """How long it was in the queue, seconds."""
+        record = self.record
+        until_s = self._gateway.now() if record.sent_s is None else record.sent_s
+        return b"X-Olol-Queue-Wait: %.3f\r\n" % (until_s - record.arrived_s)
 
     def _frame(self, message: str) -> bytes:
         return errors.error_frame(self.route.dialect, 500, message)

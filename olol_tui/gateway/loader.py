@@ -19,8 +19,9 @@ from olol_tui.gateway.metrics import Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.models.names import canonical
 from olol_tui.routing import splitting
-from olol_tui.routing.queue import Load, Queue
+from olol_tui.routing.queue import Queue
 from olol_tui.routing.roster import Roster, Seat
+from olol_tui.routing.ticket import Load
 
 log = logging.getLogger("olol.gateway.loader")
 

@@ -19,6 +19,10 @@ SSE = b"text/event-stream"
 RETRY_AFTER = b"Retry-After: 1\r\n"
 
 
+def retry_after(seconds: int) -> bytes:
+    return b"Retry-After: %d\r\n" % seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one client may send. Times in seconds, sizes in bytes."""

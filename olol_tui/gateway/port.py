@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from olol_tui.fleet.commands import Accepted, AnyCommand
-from olol_tui.fleet.snapshot import Fleet, GatewayState, Request
-
-GatewayView = Callable[[], tuple[tuple[Request, ...], GatewayState]]
+from olol_tui.fleet.live_requests import Cancel, Reroute, View
+from olol_tui.fleet.snapshot import Fleet
 
 
 class FleetPort(Protocol):
@@ -17,7 +16,7 @@ class FleetPort(Protocol):
 
     def on_change(self, callback: Callable[[Fleet], None]) -> Callable[[], None]: ...
 
-    def attach_gateway(self, view: GatewayView, cancel: Callable[[str], bool]) -> None: ...
+    def attach_gateway(self, view: View, cancel: Cancel, reroute: Reroute) -> None: ...
 
     def launch(
         self,

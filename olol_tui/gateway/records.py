@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from olol_tui.fleet.snapshot import Request, RequestState
-from olol_tui.routing.policy import Decision
+from olol_tui.routing.decision import Decision
+from olol_tui.routing.outlook import Place
+from olol_tui.routing.ticket import PLAIN, Terms
 
 Dialect = Literal["ollama", "openai", "anthropic"]
 _WINDOW_S = 10.0
@@ -36,6 +38,7 @@ class Record:
     arrived_s: float
     stream: bool
     key_id: str = ""
+    terms: Terms = PLAIN
     state: RequestState = "queued"
     engine: str = ""
     where: str = ""
@@ -58,18 +61,18 @@ class Record:
     _final: Request | None = None
     _final_s: float = 0.0
 
-    def view(self, now_s: float) -> Request:
+    def view(self, now_s: float, place: Place | None = None) -> Request:
         """For the snapshot. Of a finished one only the age changes: it is built anew rarely,
         because a snapshot holds hundreds of them and stands between two tokens."""
         if self._final is not None and now_s - self._final_s < _FINAL_FOR_S:
             return self._final
-        request = self._build(now_s)
+        request = self._build(now_s, place)
         if self.ended_s is not None:
             self._final, self._final_s = request, now_s
         return request
 
-    def _build(self, now_s: float) -> Request:
-        first, ended = self.first_s, self.ended_s
+    def _build(self, now_s: float, place: Place | None) -> Request:
+        first, ended, due_s = self.first_s, self.ended_s, self.terms.deadline_s
         rate = self.decode_tps
         if rate is None and first is not None:
             span = (now_s if ended is None else ended) - first
@@ -94,6 +97,10 @@ class Record:
             error=self.error,
             why=self.why.text if self.why is not None else "",
             stream=self.stream,
+            priority="batch" if self.terms.batch else "interactive",
+            position=None if place is None else place.position,
+            expected_s=None if place is None else place.wait_s,
+            deadline_s=None if due_s is None or self.state != "queued" else due_s - now_s,
         )
 
 
@@ -130,10 +137,11 @@ class Ledger:
         client: str,
         stream: bool,
         key_id: str = "",
+        terms: Terms = PLAIN,
     ) -> Record:
         self._count += 1
         now = self._clock()
-        record = Record(f"r{self._count}", model, dialect, path, client, now, stream, key_id)
+        record = Record(f"r{self._count}", model, dialect, path, client, now, stream, key_id, terms)
         self.live[record.id] = record
         return record
 
@@ -163,11 +171,16 @@ class Ledger:
         if self._ended is not None:
             self._ended(record)
 
-    def views(self) -> tuple[Request, ...]:
-        """Finished ones first, then the live ones, newest last."""
+    def views(self, places: Mapping[str, Place]) -> tuple[Request, ...]:
+        """Finished ones first, then the live ones, newest last.
+
+        Args:
+            places: by id, of those that wait.
+        """
         now = self._clock()
         live = itertools.islice(self.live.values(), _LIVE_SHOWN)
-        return tuple(record.view(now) for record in itertools.chain(self.finished, live))
+        ended = [record.view(now) for record in self.finished]
+        return (*ended, *(record.view(now, places.get(record.id)) for record in live))
 
     def rates(self, model: str) -> tuple[float, float]:
         """(requests/s, tokens/s) of a model over the last seconds, live tokens included."""

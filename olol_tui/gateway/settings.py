@@ -59,7 +59,8 @@ class Settings:
             self.patience = _patience(config)
             self.access = Access(self._started.host, config.cors_origins)
             use_tls()
-            gateway.queue.max_queued = config.max_queue
+            gateway.queue.room.max_queued = config.max_queue
+            gateway.queue.room.max_per_flow = config.max_queue_per_key
             gateway.queue.policy_of = policies(config.policy, config.model_policies)
             gateway.gate.connections_per_key = config.max_connections_per_key
             if (archive := gateway.archive) is not None:

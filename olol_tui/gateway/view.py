@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 def view(gateway: Gateway) -> tuple[tuple[Request, ...], GatewayState]:
     """Requests and totals, as of now."""
     ledger, queue = gateway.ledger, gateway.queue
-    for exchange in gateway.exchanges:
-        if exchange.ticket.seat is None:
-            exchange.record.why = queue.reason_to_wait(exchange.model)
+    paused = queue.room.paused
     resident: dict[str, int] = {}
     pinned: set[str] = set()
     for node in gateway.roster.fleet.nodes:
@@ -26,7 +24,7 @@ def view(gateway: Gateway) -> tuple[tuple[Request, ...], GatewayState]:
                 resident[name] = resident.get(name, 0) + 1
                 if loaded.pinned:
                     pinned.add(name)
-    names = dict.fromkeys([*resident, *queue.waiting_models(), *ledger.models()])
+    names = dict.fromkeys([*resident, *queue.waiting_models(), *ledger.models(), *paused])
     loads: list[ModelLoad] = []
     total_rate = 0.0
     for name in names:
@@ -45,6 +43,7 @@ def view(gateway: Gateway) -> tuple[tuple[Request, ...], GatewayState]:
                 ttft_p95_s=p95,
                 pinned=name in pinned,
                 loading=queue.loading(name),
+                paused=name in paused,
             )
         )
     state = GatewayState(
@@ -58,4 +57,4 @@ def view(gateway: Gateway) -> tuple[tuple[Request, ...], GatewayState]:
         models=tuple(loads),
         draining=gateway.draining,
     )
-    return ledger.views(), state
+    return ledger.views(gateway.dispatcher.places()), state

@@ -1,73 +1,37 @@
 """Who waits, who runs, and what to do next.
 
-Pure: holds tickets and slot counts, takes a Roster and a clock value, returns steps for the
-gateway to carry out. A slot is taken when a ticket is dispatched and given back by `release`.
-First come, first served within a model; models do not block each other.
+Pure: takes tickets, a Roster and a clock value, returns steps for the gateway to carry out.
+Models do not wait for each other: each has a line of its own, with weighted fair order between
+the flows in it (routing.lane) and batch behind interactive (routing.line). A policy decides for
+whoever is next; room for a model that is kept out is made by the policy's claims.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from olol_tui.routing.demand import Demand
+from olol_tui.routing.books import Books
+from olol_tui.routing.decision import NOBODY, Decision, Occupancy, Policy
 from olol_tui.routing.ejection import Ejection
-from olol_tui.routing.policy import Ask, Decision, Occupancy, Policy, expected
-from olol_tui.routing.prefix import Prefixes
+from olol_tui.routing.lane import Lane
+from olol_tui.routing.line import BATCH_TURN_S, Line
+from olol_tui.routing.outlook import Outlook
+from olol_tui.routing.policy import expected
+from olol_tui.routing.room import WaitingRoom
 from olol_tui.routing.roster import Roster, Seat
 from olol_tui.routing.speeds import Speeds
-from olol_tui.routing.survey import CACHES_PER_SLOT
+from olol_tui.routing.ticket import Dispatch, Expire, Fail, Load, Step, Ticket
 
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request on its way through the queue."""
-
-    ask: Ask
-    owner: Any
-    """Whoever carries out the steps; opaque here."""
-    enqueued_s: float
-    seat: Seat | None = None
-    decision: Decision | None = None
-    """The latest one about this ticket."""
-    load_began_s: float | None = None
-    """When a load was started for it."""
-    again: bool = False
-    """It was running already and lost its engine: it goes before those that were not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """Send this request to this seat now; its slot is taken."""
-
-    ticket: Ticket
-    seat: Seat
-    decision: Decision
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Make the model resident at this seat; report with `load_ended`."""
-
-    seat: Seat
-    model: str
-    num_ctx: int | None
-    decision: Decision
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """No engine will ever serve this one."""
-
-    ticket: Ticket
-    decision: Decision
-
-
-Step = Dispatch | Load | Fail
+PAUSED = "the model is paused by the operator"
 LOOK_AHEAD = 8
 """How many may pass those who wait for a better slot than the free one."""
+RECONSIDER_S = 0.1
+"""How often it is asked again, when a slot has just been given away, whether a load would pay."""
+_BOUND_TRIED = 16
+"""Of the tickets that are bound to certain engines, how many are tried at a time."""
+_BATCH_WAITS = "a batch request has nothing loaded for it while interactive ones wait"
 
 
 def always_expected(_: str) -> Policy:
@@ -76,207 +40,247 @@ def always_expected(_: str) -> Policy:
 
 @dataclass(slots=True)
 class Queue:
-    """Tickets by model, and the books of what runs where."""
+    """Who waits, and the books of what runs where."""
 
-    max_queued: int = 256
+    room: WaitingRoom = field(default_factory=WaitingRoom)
     speeds: Speeds = field(default_factory=Speeds)
     ejection: Ejection = field(default_factory=Ejection)
-    demand: Demand = field(default_factory=Demand)
-    prefixes: Prefixes = field(default_factory=Prefixes)
     policy_of: Callable[[str], Policy] = always_expected
     """By canonical model name."""
-    queued: int = 0
-    _waiting: dict[str, deque[Ticket]] = field(default_factory=dict)
-    _running: dict[tuple[str, str], int] = field(default_factory=dict)
-    _by_engine: dict[str, int] = field(default_factory=dict)
-    _loads: dict[tuple[str, str], float] = field(default_factory=dict)
-    _last_used: dict[tuple[str, str], float] = field(default_factory=dict)
-    _loaded_at: dict[tuple[str, str], float] = field(default_factory=dict)
-    _leaving: dict[tuple[str, str], str] = field(default_factory=dict)
-    _claims: dict[str, str] = field(default_factory=dict)
-    _freed: bool = False
-    """An engine fell idle: whoever waits for room may have it now."""
+    books: Books = field(default_factory=Books)
+    outlook: Outlook = field(init=False)
     _busy: Occupancy = field(init=False)
 
     def __post_init__(self) -> None:
-        self._busy = Occupancy(
-            self._running,
-            self._by_engine,
-            self._loads,
-            self._last_used,
-            self._loaded_at,
-            self._leaving,
-            self._claims,
-            self.queued_of,
-            self.demand,
-            self.prefixes,
-        )
+        self._busy = self.books.occupancy(self.room.queued_of)
+        self.outlook = Outlook(self.room, self._busy, self.speeds)
+
+    # -- what there is
+
+    @property
+    def queued(self) -> int:
+        return self.room.queued
 
     @property
     def running(self) -> int:
-        return sum(self._running.values())
+        return sum(self.books.running.values())
 
     def running_of(self, model: str) -> int:
-        return sum(n for (_, name), n in self._running.items() if name == model)
+        return self.books.running_of(model)
 
     def runs_on(self, engine: str, model: str) -> int:
-        return self._running.get((engine, model), 0)
+        return self.books.running.get((engine, model), 0)
 
     def queued_of(self, model: str) -> int:
-        return len(self._waiting.get(model, ()))
+        return self.room.queued_of(model)
 
     def waiting_models(self) -> list[str]:
-        return list(self._waiting)
+        return self.room.waiting()
 
     def reason_to_wait(self, model: str) -> Decision | None:
         """Why the head of a model's queue, and so all behind it, still waits."""
-        waiting = self._waiting.get(model)
-        return waiting[0].decision if waiting else None
+        line = self.room.lines.get(model)
+        return line.decision if line is not None and len(line) else None
 
     def loading(self, model: str) -> bool:
-        return any(name == model for _, name in self._loads)
+        return any(name == model for _, name in self.books.loads)
 
-    @property
-    def full(self) -> bool:
-        return self.queued >= self.max_queued
+    def loads(self) -> dict[tuple[str, str], float]:
+        """(seat key, model) → when our load of it began."""
+        return dict(self.books.loads)
+
+    # -- in and out
 
     def submit(self, ticket: Ticket, roster: Roster, now_s: float) -> list[Step]:
         """Add a ticket and say what follows from it."""
-        model = ticket.ask.model
-        waiting = self._waiting.get(model)
-        at_once = self.running_of(model) + (0 if waiting is None else len(waiting)) + 1
-        self.demand.arrived(model, at_once, now_s)
-        if waiting is None:
-            decision = self._decide(ticket, roster, 1, now_s)
+        model, room = ticket.ask.model, self.room
+        line = room.line(model, now_s)
+        room.number(ticket)
+        self.books.demand.arrived(model, self.running_of(model) + len(line) + 1, now_s)
+        if not len(line) and model not in room.paused:
+            decision = self._decide(ticket, roster, 1, 0.0, now_s)
             if decision.action == "dispatch" and decision.seat is not None:
-                return [self._take(ticket, decision.seat, decision, now_s)]
-            waiting = self._waiting[model] = deque()
-        if ticket.again:
-            waiting.appendleft(ticket)
-        else:
-            waiting.append(ticket)
-        self.queued += 1
+                if not ticket.is_bound:
+                    line.lane(ticket).pass_through(ticket, self.outlook.cost_s(model))
+                return [self._take(line, ticket, decision.seat, decision, now_s)]
+        room.add(line, ticket, now_s)
         return self.pump(model, roster, now_s)
 
-    def pump(self, model: str, roster: Roster, now_s: float) -> list[Step]:
+    def pump(self, model: str, roster: Roster, now_s: float, *, freed: bool = False) -> list[Step]:
         """Everything that can happen now for one model's queue, and for those who wait for
-        room that became free meanwhile."""
-        steps = self._pump(model, roster, now_s)
-        if self._freed:
-            self._freed = False
-            for other in [name for name in self._waiting if name != model]:
-                steps += self._pump(other, roster, now_s)
-        return steps
+        room that became free meanwhile.
 
-    def _pump(self, model: str, roster: Roster, now_s: float) -> list[Step]:
-        steps: list[Step] = []
-        waiting = self._waiting.get(model)
-        at, claim = 0, ""
-        while waiting and at < min(len(waiting), LOOK_AHEAD):
-            ticket = waiting[at]
-            decision = self._decide(ticket, roster, len(waiting), now_s)
-            ticket.decision = decision
-            seat = decision.seat
-            if decision.action == "dispatch" and seat is not None:
-                del waiting[at]
-                self.queued -= 1
-                steps.append(self._take(ticket, seat, decision, now_s))
-            elif decision.action == "load" and seat is not None:
-                self._loads[seat.key, model] = now_s
-                for victim in decision.evict:
-                    self._leaving[seat.key, victim] = model
-                ticket.load_began_s = now_s
-                steps.append(Load(seat, model, ticket.ask.num_ctx, decision))
-            elif decision.action == "fail":
-                del waiting[at]
-                self.queued -= 1
-                steps.append(Fail(ticket, decision))
-            elif decision.picky:
-                at += 1
-            else:
-                claim = decision.claim
-                break
-        self._claim(claim, model)
-        if not waiting:
-            self._waiting.pop(model, None)
+        Args:
+            freed: only a slot was given back; whether a load would pay was asked lately.
+        """
+        steps = self._pump(model, roster, now_s, freed=freed)
+        if self.books.freed:
+            self.books.freed = False
+            for other in self.room.waiting():
+                if other != model:
+                    steps += self._pump(other, roster, now_s)
         return steps
-
-    def _claim(self, seat_key: str, model: str) -> None:
-        """The one seat that makes room for a model, "" for none."""
-        if not self._claims and not seat_key:
-            return
-        for key in [key for key, claimant in self._claims.items() if claimant == model]:
-            if key != seat_key:
-                del self._claims[key]
-                self._freed = True
-        if seat_key:
-            self._claims.setdefault(seat_key, model)
 
     def pump_all(self, roster: Roster, now_s: float) -> list[Step]:
         """After a new snapshot: look at every queue again."""
         steps: list[Step] = []
-        self._freed = False
-        for model in list(self._waiting):
+        self.books.freed = False
+        for model in self.room.waiting():
             steps += self._pump(model, roster, now_s)
         return steps
 
+    def expire(self, now_s: float) -> list[Step]:
+        """Take out those whose deadline has passed."""
+        return [Expire(ticket) for ticket in self.room.overdue(now_s)]
+
     def withdraw(self, ticket: Ticket) -> bool:
         """Take a waiting ticket out; False if it does not wait."""
-        waiting = self._waiting.get(ticket.ask.model)
-        if waiting is None or ticket not in waiting:
+        if not ticket.waits:
             return False
-        waiting.remove(ticket)
-        self.queued -= 1
-        if not waiting:
-            del self._waiting[ticket.ask.model]
-            self._claim("", ticket.ask.model)
+        model = ticket.ask.model
+        line = self.room.lines[model]
+        self.room.withdraw(line, ticket)
+        if not len(line):
+            self.books.claim("", model)
         return True
 
     def drop_waiting(self, model: str) -> list[Ticket]:
         """Take out everything that waits for a model: its load failed for good."""
-        waiting = self._waiting.pop(model, None)
-        if waiting is None:
-            return []
-        self.queued -= len(waiting)
-        self._claim("", model)
-        return list(waiting)
+        self.books.claim("", model)
+        return self.room.drop(model)
 
-    def position(self, ticket: Ticket) -> int:
-        """1 is next."""
-        return list(self._waiting.get(ticket.ask.model, ())).index(ticket) + 1
+    def stuck(self, roster: Roster, now_s: float, limit_s: float) -> list[tuple[Ticket, Decision]]:
+        """Take out those that have waited so long while no engine could take them at all."""
+        found: list[tuple[Ticket, Decision]] = []
+        for model, line in self.room.lines.items():
+            if any(seat.key in self.books.claims for seat in roster.seats(model)):
+                continue  # Its engine makes room for another model: that is a queue.
+            decision = line.decision
+            nobody = decision is not None and decision.reason == NOBODY
+            for ticket in list(line) if nobody else list(line.bound):
+                reason = decision if ticket.lane is not None else ticket.decision
+                if (
+                    reason is not None
+                    and reason.reason == NOBODY
+                    and now_s - ticket.enqueued_s > limit_s
+                ):
+                    self.room.withdraw(line, ticket)
+                    found.append((ticket, reason))
+        return found
+
+    # -- slots and loads
 
     def release(self, ticket: Ticket, now_s: float) -> None:
         """Give back the slot of a dispatched ticket."""
         seat, ticket.seat = ticket.seat, None
         if seat is None:
             return
-        key = (seat.key, ticket.ask.model)
-        _decrement(self._running, key)
-        _decrement(self._by_engine, seat.key)
+        self.books.release(seat, ticket.ask.model, now_s)
         self.ejection.released(seat.key)
-        self._last_used[key] = now_s
-        if seat.key in self._claims or seat.key not in self._by_engine:
-            self._freed = True
+        if ticket.lane is not None and ticket.flow is not None:
+            ticket.lane.settle(ticket.flow, now_s - ticket.taken_s - ticket.charged_s)
+            ticket.lane = ticket.flow = None
 
     def load_ended(self, seat_key: str, model: str, now_s: float | None = None) -> None:
         """
         Args:
             now_s: clock, where the load went well.
         """
-        if self._loads.pop((seat_key, model), None) is not None and now_s is not None:
-            self._loaded_at[seat_key, model] = now_s
-        if self._leaving:
-            for place in [p for p, m in self._leaving.items() if p[0] == seat_key and m == model]:
-                del self._leaving[place]
-        self._freed = True
+        self.books.load_ended(seat_key, model, now_s)
 
-    def loads(self) -> dict[tuple[str, str], float]:
-        """(seat key, model) → when our load of it began."""
-        return dict(self._loads)
+    # -- inside
 
-    def _decide(self, ticket: Ticket, roster: Roster, waiting: int, now_s: float) -> Decision:
+    def _pump(self, model: str, roster: Roster, now_s: float, *, freed: bool = False) -> list[Step]:
+        steps: list[Step] = []
+        line = self.room.lines.get(model)
+        if line is None or not len(line):
+            return steps
+        if model in self.room.paused:
+            line.decision = Decision("wait", reason=PAUSED)
+            self.books.claim("", model)
+            return steps
+        if line.bound:
+            self._pump_bound(line, roster, now_s, steps)
+        while (lane := line.next_lane(now_s)) is not None:
+            if freed and now_s - line.decided_s < RECONSIDER_S and self._is_busy(model, roster):
+                break
+            line.decided_s = now_s
+            if not self._serve(line, lane, roster, now_s, steps):
+                break
+        if not len(line):
+            self.books.claim("", model)
+        return steps
+
+    def _serve(
+        self, line: Line, lane: Lane, roster: Roster, now_s: float, steps: list[Step]
+    ) -> bool:
+        """One step for whoever is next in a lane; False when nothing can be done now."""
+        # Batch requests wait behind the interactive ones, so those do not count them.
+        ahead = len(line) if lane is line.batch else len(line) - len(line.batch)
+        for ticket in self._next(lane):
+            if ticket.order[0] <= now_s:
+                self.room.withdraw(line, ticket)
+                steps.append(Expire(ticket))
+                return True
+            decision = self._decide(ticket, roster, ahead, now_s - line.served_s, now_s)
+            decision = self._restrain(ticket, line, decision, now_s)
+            ticket.decision = line.decision = decision
+            seat = decision.seat
+            if decision.action == "dispatch" and seat is not None:
+                self.room.take(lane, ticket, self.outlook.cost_s(ticket.ask.model))
+                steps.append(self._take(line, ticket, seat, decision, now_s))
+                return True
+            if decision.action == "load" and seat is not None:
+                steps.append(self._load(ticket, seat, decision, now_s))
+                return True
+            if decision.action == "fail":
+                self.room.withdraw(line, ticket)
+                steps.append(Fail(ticket, decision))
+                return True
+            if not decision.picky:
+                self.books.claim(decision.claim, ticket.ask.model)
+                return False
+        self.books.claim("", line.model)
+        return False
+
+    def _next(self, lane: Lane) -> Iterator[Ticket]:
+        """Whoever is next, and those who may pass when a slot is free but not good enough."""
+        head = lane.head()
+        yield head
+        order = lane.order(self.outlook.cost_s(head.ask.model))
+        yield from itertools.islice(order, 1, LOOK_AHEAD)
+
+    def _pump_bound(self, line: Line, roster: Roster, now_s: float, steps: list[Step]) -> None:
+        """Each for itself: what keeps one of them does not keep the next."""
+        for ticket in line.bound[:_BOUND_TRIED]:
+            if ticket.order[0] <= now_s:
+                self.room.withdraw(line, ticket)
+                steps.append(Expire(ticket))
+                continue
+            waited_s = now_s - ticket.enqueued_s
+            decision = self._decide(ticket, roster, 1, waited_s, now_s)
+            ticket.decision = line.decision = decision
+            seat = decision.seat
+            if decision.action == "load" and seat is not None:
+                steps.append(self._load(ticket, seat, decision, now_s))
+            elif decision.action == "dispatch" and seat is not None:
+                self.room.withdraw(line, ticket)
+                steps.append(self._take(line, ticket, seat, decision, now_s))
+            elif decision.action == "fail":
+                self.room.withdraw(line, ticket)
+                steps.append(Fail(ticket, decision))
+            else:
+                # Whoever was not tried this time is the next time.
+                line.bound.remove(ticket)
+                line.bound.append(ticket)
+
+    def _decide(
+        self, ticket: Ticket, roster: Roster, waiting: int, waited_s: float, now_s: float
+    ) -> Decision:
         ask = ticket.ask
         seats, note = self.ejection.guard(roster.seats(ask.model), ask.exclude, now_s)
+        if ticket.only or ticket.away:
+            seats = tuple(_steer(seat, ticket) for seat in seats)
         decision = self.policy_of(ask.model)(
             ask,
             seats,
@@ -284,30 +288,55 @@ class Queue:
             self._busy,
             self.speeds,
             waiting=waiting,
-            waited_s=now_s - ticket.enqueued_s,
+            waited_s=waited_s,
             now_s=now_s,
         )
         if note and decision.seat is not None:
             decision = replace(decision, reason=f"{decision.reason} ({note})")
         return decision
 
-    def _take(self, ticket: Ticket, seat: Seat, decision: Decision, now_s: float) -> Dispatch:
-        key = (seat.key, ticket.ask.model)
-        self._running[key] = self._running.get(key, 0) + 1
-        self._by_engine[seat.key] = self._by_engine.get(seat.key, 0) + 1
-        self._last_used[key] = now_s
+    def _restrain(self, ticket: Ticket, line: Line, decision: Decision, now_s: float) -> Decision:
+        """Batch requests have nothing loaded for them while interactive ones wait for anything,
+        unless they have waited for too long."""
+        if not ticket.terms.batch or (decision.action != "load" and not decision.claim):
+            return decision
+        if self.room.queued == self.room.batch or now_s - line.served_s >= BATCH_TURN_S:
+            return decision
+        return replace(decision, action="wait", seat=None, claim="", reason=_BATCH_WAITS)
+
+    def _load(self, ticket: Ticket, seat: Seat, decision: Decision, now_s: float) -> Load:
+        self.books.load_began(seat, ticket.ask.model, decision, now_s)
+        ticket.load_began_s = now_s
+        return Load(seat, ticket.ask.model, ticket.ask.num_ctx, decision)
+
+    def _take(
+        self, line: Line, ticket: Ticket, seat: Seat, decision: Decision, now_s: float
+    ) -> Dispatch:
+        self.books.take(ticket, seat, now_s)
         self.ejection.taken(seat.key, now_s)
-        if ticket.ask.prefix:
-            keeps = CACHES_PER_SLOT * seat.slots
-            self.prefixes.served(seat.incarnation, ticket.ask.model, ticket.ask.prefix, keeps)
+        line.served(ticket, now_s)
         ticket.seat = seat
         ticket.decision = decision
+        ticket.taken_s = now_s
         return Dispatch(ticket, seat, decision)
 
+    def _is_busy(self, model: str, roster: Roster) -> bool:
+        """Every seat where it is loaded is full, as far as is known without deciding."""
+        if self.ejection.watches:
+            return False
+        running = self.books.running
+        return not any(
+            seat.warm and not seat.refused and running.get((seat.key, model), 0) < seat.slots
+            for seat in roster.seats(model)
+        )
 
-def _decrement(counts: dict[Any, int], key: Any) -> None:
-    left = counts.get(key, 0) - 1
-    if left > 0:
-        counts[key] = left
-    else:
-        counts.pop(key, None)
+
+def _steer(seat: Seat, ticket: Ticket) -> Seat:
+    """The seat as a ticket sees it that the operator has sent somewhere."""
+    if seat.refused:
+        return seat
+    if ticket.only and ticket.only not in (seat.engine, seat.key, seat.node):
+        return replace(seat, refused=f"the operator sent it to {ticket.only}")
+    if ticket.away and ticket.away in (seat.engine, seat.key, seat.node):
+        return replace(seat, refused="the operator sent it away from there")
+    return seat

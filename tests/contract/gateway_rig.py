@@ -28,14 +28,16 @@ class HandFleet:
         self._callbacks: list[Callable[[Fleet], None]] = []
         self._view: Callable[[], tuple[Any, GatewayState]] | None = None
         self.cancel: Callable[[str], bool] = lambda _: False
+        self.reroute: Callable[[str, str, str], None] = lambda *_: None
 
     def on_change(self, callback: Callable[[Fleet], None]) -> Callable[[], None]:
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback)
 
-    def attach_gateway(self, view: Any, cancel: Any) -> None:
+    def attach_gateway(self, view: Any, cancel: Any, reroute: Any) -> None:
         self._view = view
         self.cancel = cancel
+        self.reroute = reroute
 
     def publish(self, **changes: Any) -> None:
         requests, state = self._view() if self._view else ((), GatewayState())

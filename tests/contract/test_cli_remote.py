@@ -47,7 +47,7 @@ class ScriptedFleet:
     def watchers(self) -> int:
         return len(self._callbacks)
 
-    def attach_gateway(self, view: Any, cancel: Any) -> None: ...
+    def attach_gateway(self, view: Any, cancel: Any, reroute: Any) -> None: ...
 
     def launch(self, model: str, node: str, device_uuid: str, **_: Any) -> str:
         raise AssertionError("no request is made here")

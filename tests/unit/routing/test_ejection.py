@@ -18,8 +18,9 @@ from olol_tui.routing.ejection import (
     Ejection,
 )
 from olol_tui.routing.policy import Ask
-from olol_tui.routing.queue import Dispatch, Queue, Ticket
+from olol_tui.routing.queue import Queue
 from olol_tui.routing.roster import Roster
+from olol_tui.routing.ticket import Dispatch, Ticket
 from tests.contract.gateway_rig import engine_node
 
 MODEL = "qwen3:8b"
@@ -201,9 +202,11 @@ def test_a_failure_that_others_shared_is_taken_back() -> None:
 def test_who_lost_an_engine_goes_first() -> None:
     q, r = queue(), roster(node("a"))
     running = taken(q, r, 0.0).ticket
-    new, again = ticket(), ticket()
-    again.again = True
-    assert q.submit(new, r, 0.0) == q.submit(again, r, 0.0) == []
+    lost, new = taken(q, roster(node("a"), node("b")), 0.0).ticket, ticket()
+    assert q.submit(new, r, 0.0) == []
+    q.release(lost, 0.5)
+    again = lost.retried(lost.ask, 0.5)
+    assert q.submit(again, r, 0.5) == []
     q.release(running, 1.0)
     (step,) = q.pump(MODEL, r, 1.0)
     assert isinstance(step, Dispatch)

@@ -7,8 +7,9 @@ from typing import Any
 
 from olol_tui.fleet.snapshot import Fleet, Loaded, Loading, Node
 from olol_tui.routing.policy import NOBODY, Ask
-from olol_tui.routing.queue import Dispatch, Fail, Load, Queue, Ticket
+from olol_tui.routing.queue import Queue
 from olol_tui.routing.roster import Roster
+from olol_tui.routing.ticket import Dispatch, Fail, Load, Ticket
 from tests.contract.gateway_rig import engine_node
 
 MODEL = "qwen3:8b"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from olol_tui.fleet.snapshot import Fleet
 from olol_tui.routing.policy import Ask
-from olol_tui.routing.queue import Dispatch, Queue, Ticket
+from olol_tui.routing.queue import Queue
+from olol_tui.routing.room import WaitingRoom
 from olol_tui.routing.roster import Roster
+from olol_tui.routing.ticket import Dispatch, Ticket
 from tests.contract.gateway_rig import engine_node
 
 ROSTER = Roster(
@@ -23,7 +25,7 @@ def test_first_come_first_served_within_a_model() -> None:
     for one in tickets:
         queue.submit(one, ROSTER, 0.0)
     assert [one.seat is not None for one in tickets] == [True, True, False, False]
-    assert [queue.position(one) for one in tickets[2:]] == [1, 2]
+    assert [queue.outlook.place(one, ROSTER, 0.0).position for one in tickets[2:]] == [1, 2]
     queue.release(tickets[1], 1.0)
     (step,) = queue.pump("a:latest", ROSTER, 1.0)
     assert isinstance(step, Dispatch)
@@ -66,12 +68,12 @@ def test_slots_are_given_back_once() -> None:
 
 
 def test_the_bound_counts_only_who_waits() -> None:
-    queue = Queue(max_queued=1)
+    queue = Queue(WaitingRoom(max_queued=1))
     for _ in range(2):
         queue.submit(ticket(), ROSTER, 0.0)
-    assert not queue.full
+    assert not queue.room.full
     queue.submit(ticket(), ROSTER, 0.0)
-    assert queue.full
+    assert queue.room.full
 
 
 def test_dropping_a_model_returns_everybody_who_waited() -> None:

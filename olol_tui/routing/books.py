@@ -1,0 +1,110 @@
+"""The books of what runs, loads and leaves where. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from olol_tui.routing.decision import Decision, Occupancy
+from olol_tui.routing.demand import Demand
+from olol_tui.routing.prefix import Prefixes
+from olol_tui.routing.roster import Seat
+from olol_tui.routing.survey import CACHES_PER_SLOT
+from olol_tui.routing.ticket import Ticket
+
+_Place = tuple[str, str]
+"""(seat key, model)"""
+
+
+@dataclass(slots=True)
+class Books:
+    """A slot is taken when a ticket is dispatched and given back by `release`."""
+
+    demand: Demand = field(default_factory=Demand)
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    running: dict[_Place, int] = field(default_factory=dict)
+    by_engine: dict[str, int] = field(default_factory=dict)
+    loads: dict[_Place, float] = field(default_factory=dict)
+    """When our load of it began."""
+    claims: dict[str, str] = field(default_factory=dict)
+    """Seat key → model that room is made for."""
+    freed: bool = False
+    """An engine fell idle or a load has ended: whoever waits for room may have it now."""
+    _last_used: dict[_Place, float] = field(default_factory=dict)
+    _loaded_at: dict[_Place, float] = field(default_factory=dict)
+    _leaving: dict[_Place, str] = field(default_factory=dict)
+
+    def occupancy(self, queued_of: Callable[[str], int]) -> Occupancy:
+        """A live view of all this for the policies."""
+        return Occupancy(
+            self.running,
+            self.by_engine,
+            self.loads,
+            self._last_used,
+            self._loaded_at,
+            self._leaving,
+            self.claims,
+            queued_of,
+            self.demand,
+            self.prefixes,
+        )
+
+    def running_of(self, model: str) -> int:
+        return sum(n for (_, name), n in self.running.items() if name == model)
+
+    def take(self, ticket: Ticket, seat: Seat, now_s: float) -> None:
+        """A slot of the seat is the ticket's."""
+        ask = ticket.ask
+        key = (seat.key, ask.model)
+        self.running[key] = self.running.get(key, 0) + 1
+        self.by_engine[seat.key] = self.by_engine.get(seat.key, 0) + 1
+        self._last_used[key] = now_s
+        if ask.prefix:
+            keeps = CACHES_PER_SLOT * seat.slots
+            self.prefixes.served(seat.incarnation, ask.model, ask.prefix, keeps)
+
+    def release(self, seat: Seat, model: str, now_s: float) -> None:
+        """The slot is free again."""
+        key = (seat.key, model)
+        _decrement(self.running, key)
+        _decrement(self.by_engine, seat.key)
+        self._last_used[key] = now_s
+        if seat.key in self.claims or seat.key not in self.by_engine:
+            self.freed = True
+
+    def load_began(self, seat: Seat, model: str, decision: Decision, now_s: float) -> None:
+        self.loads[seat.key, model] = now_s
+        for victim in decision.evict:
+            self._leaving[seat.key, victim] = model
+
+    def load_ended(self, seat_key: str, model: str, now_s: float | None) -> None:
+        """
+        Args:
+            now_s: clock, where the load went well.
+        """
+        if self.loads.pop((seat_key, model), None) is not None and now_s is not None:
+            self._loaded_at[seat_key, model] = now_s
+        if self._leaving:
+            for place in [p for p, m in self._leaving.items() if p[0] == seat_key and m == model]:
+                del self._leaving[place]
+        self.freed = True
+
+    def claim(self, seat_key: str, model: str) -> None:
+        """The one seat that makes room for a model, "" for none."""
+        if not self.claims and not seat_key:
+            return
+        for key in [key for key, claimant in self.claims.items() if claimant == model]:
+            if key != seat_key:
+                del self.claims[key]
+                self.freed = True
+        if seat_key:
+            self.claims.setdefault(seat_key, model)
+
+
+def _decrement(counts: dict[Any, int], key: Any) -> None:
+    left = counts.get(key, 0) - 1
+    if left > 0:
+        counts[key] = left
+    else:
+        counts.pop(key, None)
