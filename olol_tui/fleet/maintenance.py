@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from olol_tui.errors import EngineError, PlacementError
 from olol_tui.fleet.desk import Desk
@@ -66,25 +67,37 @@ class Maintenance:
         before = engine
 
         async def work(report: Report) -> str:
-            await self._desk.member(before.node).restart(engine_id)
-
-            def check() -> Engine | None:
-                now = self._desk.engine(engine_id)
-                if now is None:
-                    raise EngineError(f"{engine_id} is gone")
-                if now.pid == before.pid:
-                    return None  # The agent has not told of the restart yet.
-                if now.state == "failed":
-                    raise EngineError(f"{engine_id} failed: {now.error}")
-                report.say(now.state)
-                return now if now.state == "ready" else None
-
-            try:
-                ready = await self._desk.until(check, RESTART_TIMEOUT_S)
-            except TimeoutError:
-                raise EngineError(
-                    f"{engine_id} was not ready within {RESTART_TIMEOUT_S:.0f} s"
-                ) from None
+            ready = await self.restarted(before, report.say)
             return f"ready, pid {ready.pid}"
 
         return self._desk.book.start(f"restart {engine_id}", work, key=f"restart {engine_id}")
+
+    async def restarted(self, before: Engine, say: Callable[[str], None]) -> Engine:
+        """Restart an engine now; as it is once it answers again.
+
+        Args:
+            say: told how far it is.
+
+        Raises:
+            NodeError: the node does not answer.
+            EngineError: the engine does not come back.
+        """
+        await self._desk.member(before.node).restart(before.id)
+
+        def check() -> Engine | None:
+            now = self._desk.engine(before.id)
+            if now is None:
+                raise EngineError(f"{before.id} is gone")
+            if now.pid == before.pid:
+                return None  # The agent has not told of the restart yet.
+            if now.state == "failed":
+                raise EngineError(f"{before.id} failed: {now.error}")
+            say(now.state)
+            return now if now.state == "ready" else None
+
+        try:
+            return await self._desk.until(check, RESTART_TIMEOUT_S)
+        except TimeoutError:
+            raise EngineError(
+                f"{before.id} was not ready within {RESTART_TIMEOUT_S:.0f} s"
+            ) from None

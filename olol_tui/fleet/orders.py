@@ -42,6 +42,7 @@ from olol_tui.fleet.placing import Placer
 from olol_tui.fleet.provisions import Provisions
 from olol_tui.fleet.questions import Questions
 from olol_tui.fleet.reload import Reload
+from olol_tui.fleet.renewal import Renewal
 from olol_tui.fleet.roles import Roles
 from olol_tui.models.names import canonical
 
@@ -73,7 +74,9 @@ class Orders:
         self._live = live
         self._drains = Drains(desk, crew, lambda request: live.cancel(request))
         self._roles = Roles(desk, crew, self._drains)
-        self._provisions = Provisions(desk, crew, self._drains)
+        self._provisions = Provisions(
+            desk, crew, self._drains, Renewal(desk, self._drains, maintenance)
+        )
 
     async def take(self, command: AnyCommand) -> str:
         """Returns the id of the operation.

@@ -8,6 +8,7 @@ over the road that clients' requests take.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -19,12 +20,16 @@ from olol_tui.fleet.drains import Drains
 from olol_tui.fleet.engine_client import EngineClient
 from olol_tui.fleet.node_session import NodeSession
 from olol_tui.fleet.operations import Report
+from olol_tui.fleet.renewal import Renewal
 from olol_tui.fleet.snapshot import RUNNERS, Engine, Node, ProvisionStep, StepState
 
 if TYPE_CHECKING:
     from olol_tui.fleet.remote import RemoteRoad
     from olol_tui.provision.plan import StepName
     from olol_tui.provision.runner import Provisioning
+    from olol_tui.provision.runner import Report as Run
+
+log = logging.getLogger("olol.fleet.provisions")
 
 ENGINES_S = 120.0
 """For the engines of a fresh node to answer."""
@@ -38,10 +43,11 @@ class StepFailed(NodeError):
 
 
 class Provisions:
-    def __init__(self, desk: Desk, crew: Crew, drains: Drains) -> None:
+    def __init__(self, desk: Desk, crew: Crew, drains: Drains, renewal: Renewal) -> None:
         self._desk = desk
         self._crew = crew
         self._drains = drains
+        self._renewal = renewal
         self._unfinished: dict[str, Provisioning] = {}
         """What the next Provision of a node goes on from."""
         self._running: dict[str, tuple[str, str]] = {}
@@ -71,6 +77,8 @@ class Provisions:
             if (failure := done.failure) is not None:
                 raise StepFailed(f"{failure.name}: {failure.message}", hint=failure.hint)
             await show.ours("engines", lambda: self._engines(show, node))
+            if engines := self._renewal.outdated(node, done.ollama):
+                await show.ours("engines", lambda: self._renewed(show, report, engines, road, done))
             await show.ours("traffic", lambda: self._traffic(session))
             changed = [step.name for step in done.steps if step.state == "done"]
             what = f"changed: {', '.join(changed)}" if changed else "nothing had to be changed"
@@ -181,6 +189,20 @@ class Provisions:
         if found.runner:
             return "skipped", f"{found.runner} is started when a model is asked for", ""
         return "skipped", found.error or "no GPU has a role that needs one", found.hint
+
+    async def _renewed(
+        self, show: _Show, report: Report, engines: list[Engine], road: RemoteRoad, done: Run
+    ) -> tuple[StepState, str, str]:
+        """Have engines run the release that is installed now, and the old one gone."""
+        show.say(f"restarting {len(engines)}, one by one, for the new Ollama")
+        told = await self._renewal.renew(report, engines)
+        async with road.busy:
+            try:
+                await road.tidy(done)
+            except OlolError as error:
+                # The next provisioning does it.
+                log.info("%s: the old release stays: %s", road.name, error)
+        return "done", told, ""
 
     async def _traffic(self, session: NodeSession) -> tuple[StepState, str, str]:
         """One request to each engine, over the road that clients' requests take."""

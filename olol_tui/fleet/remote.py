@@ -26,6 +26,7 @@ from olol_tui.fleet.wire import Hello
 from olol_tui.paths import Paths
 from olol_tui.provision.errors import ProvisionError
 from olol_tui.provision.facts import Facts
+from olol_tui.provision.helper import Helper
 from olol_tui.provision.jobs import Kit, describe_link, link_transport, ssh_target, where
 from olol_tui.provision.plan import ENSURE_STEPS, Plan, newer, survival
 from olol_tui.provision.runner import Job, Provisioning, Report
@@ -186,6 +187,20 @@ class RemoteRoad:
         if (removed := done.get("remove")) and removed.state in ("done", "unchanged"):
             self._provisioned, self._survives_reboot, self._place = False, None, None
         self._changed()
+
+    async def tidy(self, report: Report) -> None:
+        """Remove what the node's engines do not run from any more.
+
+        Raises:
+            ProvisionError, SSHError: it was not done.
+        """
+        helper = Helper(self.link)
+        try:
+            if report.facts is not None and report.facts.python is not None:
+                helper.python = report.facts.python.path
+                await helper.call("place", "tidy", {"directory": self._config.directory})
+        finally:
+            await helper.close()
 
     def job(self, name: str, link: NodeLink | None = None) -> Job:
         """Provisioning over this very link. Blocking at first: it builds the zipapp."""

@@ -33,6 +33,8 @@ Progress = Callable[[str, float | None], None]
 
 SUMS = "sha256sum.txt"
 SUMS_LIMIT_BYTES = 2**20
+LOOK_TIMEOUT = httpx.Timeout(5.0)
+"""For a checksum that is only looked at: a mirror that is away must not hold up a node."""
 FETCH_TIMEOUT = httpx.Timeout(30.0, read=60.0)
 _PIECE_BYTES = 2**20
 
@@ -66,6 +68,21 @@ class Archives:
                 self._known[where] = await self._get(where, progress)
             return self._known[where]
 
+    async def release(self, where: str) -> str:
+        """What `get` would bring, by its `sha256sum.txt` alone.
+
+        Raises:
+            ArchiveError: there is none, or it does not name the archive.
+        """
+        _kind(where)
+        if "://" not in where:
+            return await asyncio.to_thread(_local_release, Path(where))
+        async with httpx.AsyncClient(follow_redirects=True, timeout=LOOK_TIMEOUT) as http:
+            try:
+                return await _remote_release(http, where)
+            except httpx.HTTPError as error:
+                raise ArchiveError(f"{where}: {error or type(error).__name__}") from error
+
     async def _get(self, where: str, progress: Progress) -> Archive:
         kind = _kind(where)
         if "://" not in where:
@@ -85,10 +102,7 @@ class Archives:
     ) -> Archive:
         name = Path(urlsplit(url).path).name
         progress("fetching its checksum", None)
-        sums = await http.get(urljoin(url, SUMS))
-        if sums.status_code != 200:
-            raise _no_sums(urljoin(url, SUMS), f"status {sums.status_code}")
-        digest = _listed(sums.text[:SUMS_LIMIT_BYTES], name, urljoin(url, SUMS))
+        digest = await _remote_release(http, url)
         path = self._cache / f"{digest}-{name}"
         if not path.is_file():
             await self._download(http, url, path, progress)
@@ -151,14 +165,25 @@ def _kind(where: str) -> Kind:
     )
 
 
-def _local(path: Path, kind: Kind) -> Archive:
+async def _remote_release(http: httpx.AsyncClient, url: str) -> str:
+    sums = await http.get(urljoin(url, SUMS))
+    if sums.status_code != 200:
+        raise _no_sums(urljoin(url, SUMS), f"status {sums.status_code}")
+    return _listed(sums.text[:SUMS_LIMIT_BYTES], Path(urlsplit(url).path).name, urljoin(url, SUMS))
+
+
+def _local_release(path: Path) -> str:
     try:
         sums = (path.parent / SUMS).read_text("utf-8", "replace")
     except OSError as error:
         if not path.exists():
             raise ArchiveError(f"{path} does not exist", hint="Check ollama_archive.") from error
         raise _no_sums(str(path.parent / SUMS), str(error.strerror)) from error
-    return _checked(path, _listed(sums, path.name, str(path.parent / SUMS)), kind, is_ours=False)
+    return _listed(sums, path.name, str(path.parent / SUMS))
+
+
+def _local(path: Path, kind: Kind) -> Archive:
+    return _checked(path, _local_release(path), kind, is_ours=False)
 
 
 def _no_sums(where: str, why: str) -> ArchiveError:

@@ -62,6 +62,8 @@ class RunningAgent:
 class Ollama:
     path: str
     version: str
+    release: str = ""
+    """Of one that we installed, the first 16 digits of its archive's sha256; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,7 @@ def _facts(
         agent=None if not isinstance(agent, dict) else _agent(agent),
         ollama=None
         if not isinstance(ollama, dict)
-        else Ollama(clean(str(ollama.get("path"))), clean(str(ollama.get("version")))),
+        else Ollama(*(clean(str(ollama.get(key) or "")) for key in ("path", "version", "release"))),
         listening_ollama=text("listens"),
         gpus=tuple(clean(str(gpu)) for gpu in answer.get("gpus", ())),
         driver=clean(str(driver.get("version", ""))),

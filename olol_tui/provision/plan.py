@@ -6,6 +6,7 @@ its reason and what to do about it, and nothing after it is tried.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +58,8 @@ class Wanted:
     binary: str = ""
     archive: str = ""
     """Path or URL of the engine's archive, may hold `{arch}`; empty: none to give."""
+    archive_release: str = ""
+    """sha256 of the archive, where it was looked up; empty: not known."""
     archive_size: int | None = None
     """Once it is known."""
 
@@ -186,7 +189,7 @@ def _engine(facts: Facts, wanted: Wanted) -> Planned:
         return Planned("engine", "skip", f'engine = "{wanted.engine}" is not installed by olol-tui')
     if wanted.binary:
         return Planned("engine", "keep", f"{wanted.binary}, as configured")
-    if facts.ollama is not None:
+    if facts.ollama is not None and not is_outdated(facts, wanted):
         version = f" ({facts.ollama.version})" if facts.ollama.version else ""
         return Planned("engine", "keep", f"Ollama{version} at {facts.ollama.path}")
     if not wanted.archive:
@@ -214,8 +217,30 @@ def _engine(facts: Facts, wanted: Wanted) -> Planned:
     size = wanted.archive_size
     if size and (refusal := _no_room(facts, int(size * UNPACKED_FACTOR) + MARGIN_BYTES)):
         return Planned("engine", "refuse", *refusal)
-    text = f"install {name}{f', {format_size(size)},' if size else ''} into {facts.base}/engines"
-    return Planned("engine", "do", text)
+    size_told = f", {format_size(size)}," if size else ""
+    if facts.ollama is None:
+        return Planned("engine", "do", f"install {name}{size_told} into {facts.base}/engines")
+    old, new = facts.ollama.version, version_in(wanted.archive)
+    verb = "go back from" if old and new and newer(old, new) else "upgrade"
+    text = f"{verb} Ollama {old or '?'} → {new or name}{size_told} in {facts.base}/engines"
+    return Planned("engine", "do", f"{text}; its engines are restarted afterwards, one by one")
+
+
+def is_outdated(facts: Facts, wanted: Wanted) -> bool:
+    """Whether the Ollama there is ours and of another release than the archive to bring.
+
+    One that somebody else installed is theirs to upgrade.
+    """
+    ours = facts.ollama.release if facts.ollama is not None else ""
+    return bool(ours and wanted.archive and wanted.archive_release) and (
+        not wanted.archive_release.startswith(ours)
+    )
+
+
+def version_in(archive: str) -> str:
+    """The version that a path or URL names, as in `…/v0.13.0/ollama-linux-amd64.tgz`."""
+    found = re.findall(r"(?<![0-9.])v?([0-9]+\.[0-9]+\.[0-9]+(?:-rc[0-9]+)?)(?![0-9.])", archive)
+    return found[-1] if found else ""
 
 
 def keeps_by_unit(facts: Facts) -> bool:

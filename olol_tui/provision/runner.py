@@ -18,7 +18,7 @@ from olol_tui.errors import OlolError
 from olol_tui.provision import steps
 from olol_tui.provision.archive import Archives
 from olol_tui.provision.errors import ProvisionError
-from olol_tui.provision.facts import Facts
+from olol_tui.provision.facts import Facts, Ollama
 from olol_tui.provision.helper import Helper
 from olol_tui.provision.plan import STEPS, Plan, StepName
 from olol_tui.provision.shell import Shell
@@ -62,6 +62,8 @@ class Report:
     socket: str = ""
     """Where the agent listens."""
     pid: int | None = None
+    ollama: Ollama | None = None
+    """The one that engines start from by now."""
 
     @property
     def ok(self) -> bool:
@@ -126,6 +128,7 @@ class Provisioning:
             time.monotonic() - started_s,
             work.socket if work else "",
             work.pid if work else None,
+            work.ollama if work else None,
         )
 
     async def _connected(self, *, dry_run: bool) -> None:
@@ -154,6 +157,7 @@ class Provisioning:
             self.archives,
             self._progress,
             None if road is None else lambda socket: road(shell, work.known, socket),
+            brings_engines="engine" in self.order,
             dry_run=dry_run,
         )
         try:

@@ -13,8 +13,8 @@ from olol_tui.fleet.agent_client import AgentClient
 from olol_tui.provision import facts as survey
 from olol_tui.provision import upload
 from olol_tui.provision.archive import Archives
-from olol_tui.provision.errors import PlanRefused, ProvisionError
-from olol_tui.provision.facts import Facts
+from olol_tui.provision.errors import ArchiveError, PlanRefused, ProvisionError
+from olol_tui.provision.facts import Facts, Ollama
 from olol_tui.provision.helper import Helper, Progress
 from olol_tui.provision.plan import (
     Plan,
@@ -88,6 +88,10 @@ class Work:
     socket: str = ""
     pid: int | None = None
     """Of the agent."""
+    ollama: Ollama | None = None
+    """The one that engines start from."""
+    brings_engines: bool = True
+    """Whether the step `engine` is among those to come."""
     dry_run: bool = False
     log: list[str] = field(default_factory=list)
 
@@ -122,7 +126,8 @@ async def learn(work: Work) -> Outcome:
     """Facts, and the plan that follows from them."""
     facts = await survey.survey(work.helper, work.wishes.directory)
     work.facts = facts
-    work.plan = plan(facts, work.wishes.wanted)
+    work.ollama = facts.ollama
+    work.plan = plan(facts, await _looked_up(work, facts))
     work.socket = str(facts.record.get("socket") or facts.socket)
     work.pid = facts.agent.pid if facts.agent else None
     what = [facts.os or facts.system, facts.arch]
@@ -133,6 +138,27 @@ async def learn(work: Work) -> Outcome:
     if facts.disk.free_bytes is not None:
         what.append(f"{format_size(facts.disk.free_bytes)} free")
     return Outcome(", ".join(what), changed=False, log=work.plan.notes)
+
+
+async def _looked_up(work: Work, facts: Facts) -> Wanted:
+    """The wishes, with the release of the archive where ours is there already."""
+    wanted = work.wishes.wanted
+    ours = facts.ollama is not None and facts.ollama.release
+    if not work.brings_engines or not ours or not wanted.archive or wanted.binary:
+        return wanted
+    try:
+        release = await work.archives.release(_archive(work))
+    except ArchiveError as error:
+        # What is there works: that is no reason to fail.
+        work.log.append(f"whether ollama_archive is another release is not known: {error}")
+        return wanted
+    wanted = replace(wanted, archive_release=release)
+    work.wishes = replace(work.wishes, wanted=wanted)
+    return wanted
+
+
+def _archive(work: Work) -> str:
+    return work.wishes.wanted.archive.replace("{arch}", archive_arch(work.known))
 
 
 async def python(work: Work) -> Outcome:
@@ -167,12 +193,14 @@ def _counting(work: Work) -> Progress:
 
 async def engine(work: Work) -> Outcome:
     step = work.planned("engine")
+    if step.action == "keep" and work.ollama is not None and work.ollama.release:
+        removed = await tidy(work)
+        left = f"; removed {removed} that nothing runs from any more" if removed else ""
+        return Outcome(step.text + left, changed=bool(removed))
     if step.action != "do":
         return Outcome(step.text, changed=False, skipped=step.action == "skip", hint=step.hint)
     wanted, facts = work.wishes.wanted, work.known
-    archive = await work.archives.get(
-        wanted.archive.replace("{arch}", archive_arch(facts)), work.progress
-    )
+    archive = await work.archives.get(_archive(work), work.progress)
     # Now that its size is known: is there room?
     step = plan(facts, replace(wanted, archive_size=archive.source.size))["engine"]
     if step.action == "refuse":
@@ -194,10 +222,18 @@ async def engine(work: Work) -> Outcome:
     }
     done = await work.helper.call("place", "install_ollama", ask, timeout_s=UNPACK_TIMEOUT_S)
     size = format_size(archive.source.size)
-    return Outcome(
-        f"Ollama {clean(str(done['version']))} installed, {size} by {way}",
-        log=(clean(str(done["path"])),),
-    )
+    version, path = clean(str(done["version"])), clean(str(done["path"]))
+    work.ollama = Ollama(path, version, archive.release[:16])
+    told = f"Ollama {version} installed"
+    if facts.ollama is not None:
+        told = f"Ollama {facts.ollama.version} → {version}, engines have it from their next start"
+    return Outcome(f"{told}; {size} by {way}", log=(path,))
+
+
+async def tidy(work: Work) -> int:
+    """Remove releases of the engine that nothing runs from any more; how many there were."""
+    done = await work.helper.call("place", "tidy", {"directory": work.wishes.directory})
+    return len(done["removed"])
 
 
 async def service(work: Work) -> Outcome:

@@ -197,18 +197,44 @@ async def test_an_engine_that_does_not_run_there_is_not_installed(
     assert [p.name for p in engines.iterdir() if not p.name.endswith(".part")] == []
 
 
-async def test_a_newer_release_takes_the_place_of_ours_and_the_old_one_goes(
+async def test_another_release_takes_the_place_of_ours_and_the_old_one_goes(
     host: SshdHost, tmp_path: Path
 ) -> None:
-    """By hand: the link is taken away, as nothing replaces a working engine by itself."""
-    old = wanting(tmp_path, release(tmp_path / "old", "ollama.tgz"))
+    old = wanting(tmp_path, release(tmp_path / "0.12.3", "ollama.tgz"))
     report = await Provisioning(job(host.shell, old), Archives(tmp_path)).run()
     assert report.ok, report.failure
-    base = host.home / ".local/share/olol-agent"
-    (link,) = base.glob("state/*/ollama")
-    link.unlink()
-    newer = release(tmp_path / "new", "ollama.tgz", OLLAMA.replace(b"0.12.3", b"0.13.0"))
-    report = await Provisioning(job(host.shell, wanting(tmp_path, newer)), Archives(tmp_path)).run()
+    newer = release(tmp_path / "0.13.0", "ollama.tgz", OLLAMA.replace(b"0.12.3", b"0.13.0"))
+    new = Provisioning(job(host.shell, wanting(tmp_path, newer)), Archives(tmp_path))
+    plan = (await new.run(dry_run=True)).plan
+    assert plan is not None
+    assert plan["engine"].text.startswith("upgrade Ollama 0.12.3 → 0.13.0 in ")
+    report = await new.run()
     assert report.ok, report.failure
-    assert "Ollama 0.13.0 installed" in step(report.steps, "engine").message
-    assert len(list(base.glob("engines/ollama-*"))) == 1
+    assert step(report.steps, "engine").message.startswith("Ollama 0.12.3 → 0.13.0, engines")
+    assert report.ollama is not None
+    assert report.ollama.version == "0.13.0"
+    base = host.home / ".local/share/olol-agent"
+    (release_now,) = base.glob("engines/ollama-*")
+    assert b"0.13.0" in (release_now / "bin/ollama").read_bytes()
+    again = await Provisioning(job(host.shell, wanting(tmp_path, newer)), Archives(tmp_path)).run()
+    assert again.ok
+    assert not again.changed
+    # A mirror that is away is no reason to fail over an Ollama that works.
+    shutil.rmtree(tmp_path / "0.13.0")
+    away = await Provisioning(job(host.shell, wanting(tmp_path, newer)), Archives(tmp_path)).run()
+    assert away.ok
+    assert not away.changed
+    assert "is not known" in step(away.steps, "facts").log[0]
+
+
+async def test_an_ollama_that_is_not_ours_is_left_as_it_is(tmp_path: Path) -> None:
+    theirs = tmp_path / "their-bin" / "ollama"
+    theirs.parent.mkdir()
+    theirs.write_bytes(OLLAMA.replace(b"0.12.3", b"0.9.0"))
+    theirs.chmod(0o755)
+    with sshd_host(tmp_path / "h1", path=f"{theirs.parent}:/usr/bin:/bin") as host:
+        what = wanting(tmp_path, release(tmp_path / "0.13.0", "ollama.tgz"))
+        report = await Provisioning(job(host.shell, what), Archives(tmp_path)).run()
+        assert report.ok, report.failure
+        assert step(report.steps, "engine").message == f"Ollama (0.9.0) at {theirs}"
+        assert not (host.home / ".local/share/olol-agent/engines").exists()

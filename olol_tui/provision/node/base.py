@@ -213,6 +213,16 @@ def which(name: str, *more: str) -> str | None:
     return shutil.which(name, path=path)
 
 
+def ollama_version(said: str) -> str:
+    """The version of a program out of its `--version`; empty when it says none.
+
+    With a server running it tells that one's first, and its own in a warning if it is another.
+    """
+    own = re.search(r"client version is:? *v?([0-9][^\s,]*)", said)
+    match = own or re.search(r"version is:? *v?([0-9][^\s,]*)", said)
+    return match.group(1) if match else ""
+
+
 def user_name() -> str:
     import pwd
 

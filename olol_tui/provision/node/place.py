@@ -265,8 +265,7 @@ def _try(program: Path) -> str:
         raise base.Trouble(
             "engine", "ollama --version failed: {}".format(" ".join(said.split())[:300])
         )
-    match = re.search(r"version is:? *v?([0-9][^\s,]*)", said)
-    return match.group(1) if match else ""
+    return base.ollama_version(said)
 
 
 def _not_runnable(program: Path, error: OSError) -> base.Trouble:
@@ -285,6 +284,12 @@ def _not_runnable(program: Path, error: OSError) -> base.Trouble:
             "Set `directory` of this node to a place without noexec.",
         )
     return base.Trouble("engine", f"{program} does not start: {error.strerror}")
+
+
+def tidy(ask: dict[str, Any]) -> dict[str, Any]:
+    """Remove releases that nothing runs from any more. Args: `directory`."""
+    layout = base.Layout(str(ask["directory"]))
+    return {"removed": _collect_engines(layout) if layout.engines.is_dir() else []}
 
 
 def _collect_engines(layout: base.Layout) -> list[str]:

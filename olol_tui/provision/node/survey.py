@@ -61,7 +61,10 @@ def survey(ask: dict[str, Any]) -> dict[str, Any]:
         "gpus": _gpus(),
     }
     facts["driver"] = _driver(smi)
-    facts["ollama"] = {"path": ollama, "version": _ollama_version(version)} if ollama else None
+    facts["ollama"] = None
+    if ollama:
+        release = _our_release(layout, ollama)
+        facts["ollama"] = {"path": ollama, "version": _ollama_version(version), "release": release}
     return facts
 
 
@@ -234,10 +237,19 @@ def _ollama_on_default_port() -> str:
     return match.group(1).decode("utf-8", "replace") if match else ""
 
 
+def _our_release(layout: base.Layout, program: str) -> str:
+    """Which release of ours a program is; empty when it is not ours."""
+    if Path(program).parent != layout.ollama / "bin":
+        return ""
+    try:
+        return Path(os.readlink(layout.ollama)).name.rpartition("-")[2]  # noqa: PTH115
+    except OSError:
+        return ""
+
+
 def _ollama_version(process: subprocess.Popen[bytes] | None) -> str:
     _, said = _finish(process, VERSION_TIMEOUT_S)
-    match = re.search(r"version is:? *v?([0-9][^\s,]*)", said)
-    return match.group(1) if match else ""
+    return base.ollama_version(said)
 
 
 # -- GPUs: enough to show a plan; the agent's inventory is the authority

@@ -192,6 +192,19 @@ def test_logind_that_ends_what_a_session_leaves_is_noticed(
     assert survey._kills_user_processes() is kills
 
 
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("ollama version is 0.12.3\n", "0.12.3"),
+        ("Warning: could not connect\nWarning: client version is 0.12.3\n", "0.12.3"),
+        ("ollama version is 0.11.0\nWarning: client version is 0.12.3\n", "0.12.3"),
+        ("segmentation fault\n", ""),
+    ],
+)
+def test_an_ollama_tells_its_own_version_whatever_server_runs(said: str, version: str) -> None:
+    assert base.ollama_version(said) == version
+
+
 def test_directories_that_were_made_are_remembered_once(home: Path) -> None:
     layout = base.Layout("~/a/b/c")
     base.make_base(layout)

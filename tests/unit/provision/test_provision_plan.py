@@ -59,6 +59,35 @@ def test_what_is_as_wished_is_left_alone() -> None:
     assert what["engine"].text == "Ollama (0.12.0) at /usr/bin/ollama"
 
 
+OURS = Ollama("/home/ops/.local/share/olol-agent/state/1/ollama/bin/ollama", "0.12.3", "a" * 16)
+
+
+@pytest.mark.parametrize(
+    ("archive", "words"),
+    [
+        ("https://mirror.lan/v0.13.0/ollama-linux-{arch}.tgz", "upgrade Ollama 0.12.3 → 0.13.0"),
+        ("/srv/ollama-linux-amd64.tgz", "upgrade Ollama 0.12.3 → ollama-linux-amd64.tgz"),
+        ("/srv/0.11.4/ollama-linux-amd64.tgz", "go back from Ollama 0.12.3 → 0.11.4"),
+    ],
+)
+def test_an_ollama_of_ours_follows_the_configured_archive(archive: str, words: str) -> None:
+    facts = replace(running(), ollama=OURS)
+    step = plan(facts, replace(WANTED, archive=archive, archive_release="b" * 64))["engine"]
+    assert step.action == "do"
+    assert step.text.startswith(words)
+    same = plan(facts, replace(WANTED, archive=archive, archive_release="a" * 64))
+    assert not same.changes
+    unknown = plan(facts, replace(WANTED, archive=archive))
+    assert not unknown.changes
+
+
+def test_an_ollama_of_somebody_else_is_never_upgraded() -> None:
+    facts = replace(running(), ollama=Ollama("/usr/bin/ollama", "0.1.0"))
+    wanted = replace(WANTED, archive="/v0.13.0/ollama-linux-amd64.tgz", archive_release="b" * 64)
+    assert plan(facts, wanted)["engine"].text == "Ollama (0.1.0) at /usr/bin/ollama"
+    assert not plan(facts, wanted).changes
+
+
 def test_another_image_of_the_agent_is_replaced_in_place() -> None:
     what = plan(running(OLD, "0.1.0"), WANTED)
     assert what["service"].action == "do"
