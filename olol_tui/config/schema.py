@@ -188,6 +188,8 @@ class SimulatedConfig(_Table):
     load_bytes_s: Rate | None = None
     prefill_tps: Rate | None = None
     decode_tps: Rate | None = None
+    reply_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Length of a reply that nothing cuts short; None: some sentences."""
     slots: Count | None = None
 
 

@@ -263,6 +263,7 @@ def _base_spec(
                 ("load_bytes_s", simulated.load_bytes_s),
                 ("prefill_tps", simulated.prefill_tps),
                 ("decode_tps", simulated.decode_tps),
+                ("reply_tokens", simulated.reply_tokens),
             )
             if value is not None
         }

@@ -273,4 +273,7 @@ def _refusal(node: Node, engine: Engine) -> str:
         return "the engine is cordoned"
     if engine.state != "ready":
         return f"the engine is {engine.state}" + (f": {engine.error}" if engine.error else "")
+    if engine.error:
+        # It runs, and its agent gets no answer from it: stopped, or stuck in its driver.
+        return f"the engine {engine.error}"
     return "" if engine.address else "the engine has no address yet"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,8 +21,9 @@ from typing import Any
 
 import httpx
 
+import olol_tui
 from olol_tui.fleet.snapshot import Engine, Node
-from tests.contract.serve_rig import Instance
+from tests.contract.serve_rig import COMMAND, Instance
 from tests.e2e.cluster import MODEL, Operator, operator
 from tests.lab import Host, Lab
 
@@ -30,7 +33,8 @@ SILENT_S = 7.0
 SUDDEN_S = 1.0
 BOUND_S = 60.0
 DECODE_TPS = 20
-SIMULATED = f"gpus = 1, load_bytes_s = 1e11, decode_tps = {DECODE_TPS}, slots = 8"
+ENDLESS = "reply_tokens = 4000"
+SIMULATED = f"gpus = 1, load_bytes_s = 1e11, decode_tps = {DECODE_TPS}, slots = 8, {ENDLESS}"
 """Slow enough that a reply is under way when its host breaks, quick enough to load at once."""
 FOREVER_TOKENS = 100_000
 
@@ -61,9 +65,20 @@ class Product:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def uninstall(self) -> None:
-        done = self.instance.run("node", "uninstall", "--all")
+    def run_other(self, source: Path, *args: str) -> str:
+        """A command of another olol-tui than ours, by its source tree."""
+        done = subprocess.run(
+            [*COMMAND, *args, "--state-dir", str(self.state_dir)],
+            env={**self.instance.env, "PYTHONPATH": str(source)},
+            cwd=source,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=BOUND_S,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     @asynccontextmanager
     async def opened(self, *, warm: bool = True) -> AsyncIterator[tuple[Operator, Client]]:
@@ -77,6 +92,15 @@ class Product:
                 await ops.all_up()
                 await ops.warm()
             yield ops, Client(http)
+
+
+def newer_source(directory: Path, version: str) -> Path:
+    """A source tree of olol-tui whose agent is of another version."""
+    package = Path(olol_tui.__file__).parent
+    shutil.copytree(package, directory / package.name, ignore=shutil.ignore_patterns("*.pyc"))
+    agent = directory / package.name / "agent" / "__init__.py"
+    agent.write_text(f'{agent.read_text()}\n__version__ = "{version}"\n')
+    return directory
 
 
 def free_port() -> int:
@@ -103,6 +127,8 @@ def console(lab: Lab, place: Path, text: str = "") -> Iterator[Product]:
     instance.env |= {"HOME": str(ssh_home(lab, place / "home"))}
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "SSH_AUTH_SOCK"):
         instance.env.pop(name, None)
+    # An installed product has its bytecode; its start is timed here.
+    instance.env.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         yield Product(lab, instance)
     finally:
@@ -127,6 +153,8 @@ class Stream:
     ended_s: float = 0.0
     status: int = 0
     engine: str = ""
+    why: str = ""
+    """X-Olol-Why, when the client asked for it."""
     lines: list[dict[str, Any]] = field(default_factory=list)
     broken: str = ""
     """How the connection failed, when HTTP itself did not end cleanly."""
@@ -205,6 +233,7 @@ class Client:
             async with self.http.stream("POST", "/api/chat", json=body) as reply:
                 stream.status = reply.status_code
                 stream.engine = reply.headers.get("x-olol-engine", "")
+                stream.why = reply.headers.get("x-olol-why", "")
                 async for line in reply.aiter_lines():
                     stream.first_s = stream.first_s or time.monotonic()
                     stream.lines.append(json.loads(line))
@@ -271,6 +300,17 @@ def reachable_listeners(host: Host) -> set[str]:
         for listener in host.listening()
         if not listener.address.startswith(("127.", "::1"))
     }
+
+
+def ask_engine(host: Host, engine: Engine, path: str, body: dict[str, Any] | None = None) -> Any:
+    """A question to a simulated engine itself, asked on its host."""
+    data = None if body is None else json.dumps(body).encode()
+    call = (
+        "import urllib.request as r; "
+        f"q = r.Request('http://{engine.address}{path}', data={data!r}, "
+        "headers={'Content-Type': 'application/json'}); print(r.urlopen(q).read().decode())"
+    )
+    return json.loads(host.exec(["python3", "-c", call]).stdout)
 
 
 def lossy_s() -> float:

@@ -71,6 +71,15 @@ def test_an_engine_without_samples_is_taken_for_as_fast_as_the_others() -> None:
     assert seats == {"a", "b"}
 
 
+def test_an_engine_that_does_not_answer_its_agent_gets_no_request() -> None:
+    """A process that was stopped still accepts connections: its kernel does."""
+    silent = with_engine(node("silent"), error="does not answer: no answer within 5 s")
+    queue, r = Queue(), roster(silent, node("well", slots=4))
+    decisions = [queue.submit(ticket(), r, 0.0)[0].decision for _ in range(3)]  # type: ignore[union-attr]
+    assert {d.seat.node for d in decisions if d.seat is not None} == {"well"}
+    assert "the engine does not answer" in decisions[0].text
+
+
 def test_nobody_has_it_warm_so_the_emptiest_that_fits_loads_it() -> None:
     small = node("small", warm=False, vram_bytes=1 << 30)
     big = node("big", warm=False)
