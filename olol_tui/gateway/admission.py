@@ -66,6 +66,10 @@ class Admission:
         except errors.BadRequest as bad:
             gateway.error(connection, request, bad.status, bad.message)
             return
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Fields that were left unparsed: only looking into them tells.
+            gateway.error(connection, request, 400, f"invalid JSON: {error}")
+            return
         if exchange.is_load and keep_alive_s == 0:
             self._unload(exchange)
             return

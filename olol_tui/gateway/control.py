@@ -17,6 +17,7 @@ class ControlApp:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.streamed = gateway.streamed
+        self.spooled = gateway.spooled
         self.opened = gateway.opened
         self.closed = gateway.closed
         self.refuse = gateway.refuse

@@ -10,6 +10,7 @@ from olol_tui.gateway import bodies
 from olol_tui.gateway.dialects.errors import TranslationError
 from olol_tui.gateway.dialects.sse import EventReader
 from olol_tui.gateway.exchange import Exchange
+from olol_tui.gateway.spool import Payload
 from olol_tui.routing.roster import Seat
 
 
@@ -18,7 +19,7 @@ class EventExchange(Exchange):
 
     __slots__ = ("_prompt", "_reader", "_reply")
 
-    def _send(self, seat: Seat, payload: bytes, *, fresh: bool) -> None:
+    def _send(self, seat: Seat, payload: Payload, *, fresh: bool) -> None:
         self._reader = EventReader()
         self._prompt: int | None = None
         self._reply: int | None = None

@@ -18,6 +18,7 @@ from olol_tui.gateway.failover import Failover
 from olol_tui.gateway.http import JSON, NDJSON, SSE
 from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.gateway.metrics import GAP_BOUNDS_S
+from olol_tui.gateway.spool import Payload
 from olol_tui.gateway.times import rfc3339
 from olol_tui.routing.policy import Decision
 from olol_tui.routing.roster import Seat
@@ -53,12 +54,17 @@ class Exchange(Failover):
             return
         self._send(seat, payload, fresh=False)
 
-    def _send(self, seat: Seat, payload: bytes, *, fresh: bool) -> None:
+    def _send(self, seat: Seat, payload: Payload, *, fresh: bool) -> None:
         self._status = 0
         self._begun = False
         self._parts = []
         self._tail = b""
-        self._call = self._gateway.pool.call(seat.address, payload, self, fresh=fresh)
+        pool = self._gateway.pool
+        if isinstance(payload, bytes):
+            self._call = pool.call(seat.address, payload, self, fresh=fresh)
+        else:
+            head, pump = payload
+            self._call = pump.open(pool, seat.address, head, self)
 
     # -- upstream.Receiver
 

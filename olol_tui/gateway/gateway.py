@@ -58,7 +58,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self.settings = Settings(config)
         self.fleet = fleet
-        self.streamed = BLOBS
+        self.streamed, self.spooled = BLOBS, INFERENCE
         self.pool = upstream.UpstreamPool(dial)
         self.gate = Gate(keys, self._loop.time, connections_per_key=config.max_connections_per_key)
         self.archive = archive

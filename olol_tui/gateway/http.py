@@ -103,6 +103,8 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
             return
         if (arriving := self._request) is not None and arriving.size:
             self._extend(arriving)
+            if arriving.spool is not None:
+                self._pause(0)
         # Not from inside the parser: it would hide what a handler raises.
         if self._arriving is not None:
             self._pass_body(self._arriving)
@@ -191,7 +193,10 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         request.size += len(data)
         if request.size > self._app.limits.body_bytes and request is not self._arriving:
             self._refuse_body()
-        request.parts.append(data)
+        if request is self._arriving:
+            request.parts.append(data)
+        else:
+            self._keep(request, data)
 
     def _extend(self, request: Request) -> None:
         """A piece of a body came and more is missing: neither long pauses nor a drip."""
@@ -211,9 +216,7 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         if request is self._arriving:
             request.keep_alive = self._reusable
             return
-        parts = request.parts
-        request.body = parts[0] if len(parts) == 1 else b"".join(parts)
-        request.parts = []
+        self._complete(request)
         self._queue.append(request)
         if len(self._queue) > _MAX_PIPELINED:
             self.abort()

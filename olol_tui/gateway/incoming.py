@@ -1,13 +1,20 @@
-"""Request bodies of any size: handed on while they arrive, at the pace of who takes them."""
+"""Request bodies while they arrive: gathered, put into a file when they are large, or, of any
+size, handed on at the pace of who takes them."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
-from typing import cast
+from typing import NoReturn, cast
 
 from olol_tui.gateway.message import App, BodySink, Handler, Request
+from olol_tui.gateway.spool import SPOOL_BYTES, Spool
+
+log = logging.getLogger("olol.gateway.http")
+
+_MAX_PARTS = 256
 
 
 class StreamedBody:
@@ -46,6 +53,56 @@ class StreamedBody:
         # A reply before the end of the body is the last on this connection.
         self._reusable, request.keep_alive = request.keep_alive, False
 
+    def _keep(self, request: Request, data: bytes) -> None:
+        """A piece of a body that its handler gets as a whole."""
+        parts = request.parts
+        if request.spool is not None:
+            self._spool(request, data)
+        elif parts and isinstance(parts[-1], bytearray):
+            parts[-1] += data
+        elif len(parts) == _MAX_PARTS:
+            # A client may send its body byte by byte: an object for each would be 50 times it.
+            parts[:] = [bytearray(b"".join(parts)) + data]
+        else:
+            parts.append(data)
+        if request.spool is None and request.size > SPOOL_BYTES and self._may_spool(request):
+            request.parts = []
+            self._spool(request, *(bytes(part) for part in parts))
+
+    def _may_spool(self, request: Request) -> bool:
+        """Whether it is plain JSON for an engine."""
+        headers = request.headers
+        return (
+            request.path in self._app.spooled
+            and b"content-encoding" not in headers
+            and not headers.get(b"content-type", b"").startswith(b"multipart/")
+        )
+
+    def _spool(self, request: Request, *pieces: bytes) -> None:
+        try:
+            if request.spool is None:
+                request.spool = Spool()
+            for piece in pieces:
+                request.spool.feed(piece)
+        except OSError as error:
+            self._no_room(error)
+
+    def _complete(self, request: Request) -> None:
+        """All of a body is here."""
+        parts, request.parts = request.parts, []
+        if request.spool is None:
+            request.body = _joined(parts)
+            return
+        try:
+            request.body = request.spool.finish()
+        except OSError as error:
+            self._no_room(error)
+
+    def _no_room(self, error: OSError) -> NoReturn:
+        log.error("a large body cannot be kept", extra={"reason": str(error)})
+        self._refuse(507, "no room to keep the request body until an engine takes it")
+        raise ValueError("no room")
+
     def _pass_body(self, request: Request) -> None:
         """Hand on what came of a streamed body, and its end."""
         if self.active is None:
@@ -59,7 +116,7 @@ class StreamedBody:
             return
         sink = cast(BodySink, self.handler)
         if parts:
-            sink.body_data(parts[0] if len(parts) == 1 else b"".join(parts))
+            sink.body_data(_joined(parts))
         if complete and self.active is request:
             sink.body_end()
         elif not self._held:
@@ -95,3 +152,7 @@ class StreamedBody:
             now = self._loop.time()
             self._began_s += now - self._held_s
             self.deadline = now + self._app.limits.body_s
+
+
+def _joined(parts: list[bytes | bytearray]) -> bytes:
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)

@@ -16,6 +16,7 @@ from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.http import JSON, NDJSON, HttpConnection, Request
 from olol_tui.gateway.inspect import wants_why, why_header
 from olol_tui.gateway.routes import Inference
+from olol_tui.gateway.spool import Payload, Pump
 from olol_tui.routing.policy import Ask
 from olol_tui.routing.roster import Seat
 from olol_tui.routing.ticket import Terms, Ticket
@@ -121,7 +122,7 @@ class Lifecycle:
             return not fields.has_input
         return not (fields.has_messages if route.task == "chat" else fields.has_prompt)
 
-    def _payload(self, seat: Seat) -> bytes:
+    def _payload(self, seat: Seat) -> Payload:
         path, body = self.route.path, self._body
         self._translation = None
         if seat.kind in RUNNERS and self.route.dialect == "ollama":
@@ -135,8 +136,11 @@ class Lifecycle:
         if self.route.reader is not None:
             # A form's boundary is in its type.
             kind = self._request.headers.get(b"content-type", b"").decode("latin-1") or kind
-        head = upstream.head("POST", seat.address, path, len(body), kind)
-        return head + body
+        if (spool := self._request.spool) is not None:
+            translated = self._translation is not None
+            pump = Pump(spool, spool.filled(body) if translated else spool.whole())
+            return upstream.head("POST", seat.address, path, pump.size, kind), pump
+        return upstream.head("POST", seat.address, path, len(body), kind) + body
 
     def _answer(self, body: bytes) -> None:
         connection = self.connection
@@ -191,6 +195,8 @@ class Lifecycle:
 
     def _end_record(self, state: Any, status: int, error: str) -> None:
         self._ended = True
+        if self._request.spool is not None:
+            self._request.spool.close()
         self._gateway.ledger.close(self.record, state, status, error)
         self._gateway.ended(self)
 

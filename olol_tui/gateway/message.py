@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +11,7 @@ from urllib.parse import parse_qs
 if TYPE_CHECKING:
     from olol_tui.gateway.http import HttpConnection
     from olol_tui.gateway.keys import Key
+    from olol_tui.gateway.spool import Spool
 
 REASONS = {int(status): status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n".encode() for code, phrase in REASONS.items()}
@@ -65,6 +67,11 @@ class App(Protocol):
         """As they are now."""
         ...
 
+    @property
+    def spooled(self) -> Container[str]:
+        """Paths whose bodies are JSON, and go to a file when they are large."""
+        ...
+
     streamed: str
     """Under this path a POST is handled before its body is there: its handler must be a
     BodySink, and its size has no limit."""
@@ -98,8 +105,10 @@ class Request:
     body: bytes = b""
     http11: bool = True
     keep_alive: bool = True
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytes | bytearray] = field(default_factory=list)
     size: int = 0
+    spool: Spool | None = None
+    """Where a large body is; then `body` is its skeleton."""
     key: Key | None = None
     """The API key that came with it; None while none is asked for."""
     cors: bytes = b""
@@ -115,7 +124,8 @@ def reply_head(
 ) -> bytes:
     """The head of a reply. `content_type` is empty where there is no body to describe."""
     kind = b"Content-Type: %s\r\n" % content_type if content_type else b""
-    return b"%s%s%s%s%s\r\n" % (_STATUS_LINES[status], kind, request.cors, extra, framing)
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
+    return b"%s%s%s%s%s\r\n" % (line, kind, request.cors, extra, framing)
 
 
 def closing(request: Request) -> bytes:

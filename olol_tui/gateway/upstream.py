@@ -72,8 +72,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_complete", "_content_type", "_head_bytes", "_head_ready", "_in_head", "_keep_alive",
-        "_parser", "_parts", "_paused", "_pool", "address", "answered", "calls", "receiver",
-        "source", "transport",
+        "_parser", "_parts", "_paused", "_pool", "_status", "address", "answered", "calls",
+        "receiver", "source", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool, address: str) -> None:
@@ -93,6 +93,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._keep_alive = False
         self._content_type = b""
+        self._status = 0
         self._head_bytes = 0
         self._head_ready = False
         self._in_head = True
@@ -128,7 +129,7 @@ class UpstreamConnection(asyncio.Protocol):
                 return
         if self._head_ready:
             self._head_ready = False
-            receiver.up_head(self._parser.get_status_code(), self._content_type)
+            receiver.up_head(self._status, self._content_type)
         # The receiver may have let go of us in a callback: look again before each one.
         if self._parts and self.receiver is receiver:
             parts, self._parts = self._parts, []
@@ -146,21 +147,29 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.up_end()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(name) == 12 and name.lower() == b"content-type":
+        if len(name) == 12 and not self._complete and name.lower() == b"content-type":
             self._content_type = value
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            # A second reply to one request: not part of the first, and the engine is confused.
+            self._keep_alive = False
+            return
         parser = self._parser
-        self._head_ready = parser.get_status_code() != 100
+        self._status = parser.get_status_code()
+        if not 100 <= self._status <= 599:
+            raise ValueError(f"the status {self._status}")
+        self._head_ready = self._status >= 200
         self._in_head = not self._head_ready
         # Asked now: once the message is complete the parser has forgotten how it was framed.
         self._keep_alive = parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
-        self._parts.append(data)
+        if not self._complete and self._status >= 200:
+            self._parts.append(data)
 
     def on_message_complete(self) -> None:
-        self._complete = self._parser.get_status_code() != 100
+        self._complete = self._complete or self._status >= 200
 
     def pause_writing(self) -> None:
         if self.source is not None:
@@ -217,6 +226,10 @@ class Call:
             self._task.cancel()
         elif self.connection is not None:
             self.connection.close()
+
+    def wants(self, source: BodySource) -> bool:
+        """Whether the engine still takes the body that this source sends."""
+        return self.connection is not None and self.connection.source is source
 
     def write(self, data: bytes, *, last: bool = False) -> None:
         """A piece of the body of a request that was opened."""

@@ -218,7 +218,9 @@ def wait_for(port: int) -> None:
 
 
 @contextlib.contextmanager
-def gateway(directory: Path, upstream: int) -> Iterator[tuple[int, int]]:
+def gateway(
+    directory: Path, upstream: int, program: tuple[str, ...] = ("-m", "olol_tui")
+) -> Iterator[tuple[int, int]]:
     """(port, pid) of `olol-tui --serve` with the engine as its endpoint."""
     config = directory / "cluster.toml"
     config.write_text(
@@ -235,7 +237,7 @@ def gateway(directory: Path, upstream: int) -> Iterator[tuple[int, int]]:
         slots = 1000
         """
     )
-    command = [sys.executable, "-m", "olol_tui", "--serve", "--config", str(config)]
+    command = [sys.executable, *program, "--serve", "--config", str(config)]
     command += ["--state-dir", str(directory / "state")]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -51,7 +51,7 @@ class Engine(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.parser = httptools.HttpRequestParser(self)
-        self.body = b""
+        self.body = bytearray()
         self.url = b""
         self.timer: asyncio.TimerHandle | None = None
 
@@ -65,7 +65,7 @@ class Engine(asyncio.Protocol):
         self.body += data
 
     def on_message_complete(self) -> None:
-        body, self.body = self.body, b""
+        body, self.body = self.body, bytearray()
         facts = _FACTS.get(self.url.decode())
         if facts is not None:
             raw = json.dumps(facts).encode()
