@@ -6,9 +6,10 @@ import argparse
 import asyncio
 import json
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from olol_tui.cli_node import config_of, hostkeys
 from olol_tui.paths import Paths
@@ -53,8 +54,7 @@ def _discover(args: argparse.Namespace) -> int:
 async def _scan(addresses: list[str], config: ClusterConfig, *, as_json: bool) -> int:
     from olol_tui.provision.discover import scan
 
-    known = {node.host: name for name, node in config.nodes.items() if not node.local}
-    known |= {endpoint.url: name for name, endpoint in config.endpoints.items()}
+    known, aliases = await asyncio.to_thread(_names, config)
     is_live = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
@@ -64,23 +64,47 @@ async def _scan(addresses: list[str], config: ClusterConfig, *, as_json: bool) -
     rows = []
     async with aclosing(scan(addresses, progress=progress)) as found:
         async for one in found:
-            name = known.get(one.address) or known.get(f"http://{one.address}:11434") or ""
+            name, alias = known.get(one.address, ""), aliases.get(one.address, "")
             rows.append(
-                {"address": one.address, "ssh": one.ssh, "ollama": one.ollama, "node": name}
+                {
+                    "address": one.address,
+                    "ssh": one.ssh,
+                    "ollama": one.ollama,
+                    "node": name,
+                    "ssh_config": alias,
+                }
             )
             if not as_json:
                 parts = [f"{one.address:<15}"]
                 parts += [f"SSH {one.ssh}"] if one.ssh else []
                 parts += [f"Ollama {one.ollama}"] if one.ollama else []
-                parts += [f"known as {name}"] if name else []
+                parts += [f"node {name}"] if name else [f"Host {alias}"] if alias else []
                 print("  ".join(parts), flush=True)
     if as_json:
         rows.sort(key=lambda row: ip_address(row["address"]).packed)
         print(json.dumps({"hosts": rows}, indent=1))
     elif rows:
-        new = [str(row["address"]) for row in rows if row["ssh"] and not row["node"]]
+        new = [
+            row["ssh_config"] or row["address"] for row in rows if row["ssh"] and not row["node"]
+        ]
         if new:
             print(f"add: olol-tui node add {' '.join(new)}")
     else:
         print(f"none of {len(addresses)} addresses answers on port 22 or 11434")
     return 0
+
+
+def _names(config: ClusterConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """(address → node or endpoint, address → Host of `~/.ssh/config`). Blocking."""
+    from olol_tui.provision.jobs import ssh_target
+    from olol_tui.ssh.config_hosts import read_ssh_hosts
+    from olol_tui.ssh.errors import SSHError
+    from olol_tui.ssh.target import route
+
+    known = {urlsplit(one.url).hostname or "": name for name, one in config.endpoints.items()}
+    for name, node in config.nodes.items():
+        if not node.local:
+            # A configuration that cannot be read is told when somebody connects.
+            with suppress(SSHError):
+                known[route(ssh_target(node))[-1].host] = name
+    return known, {host.hostname or host.name: host.name for host in read_ssh_hosts()}

@@ -10,12 +10,14 @@ import argparse
 import asyncio
 import getpass
 import json
+import logging
 import re
 import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from olol_tui.cli_teller import Teller
 from olol_tui.errors import LinkError, NodeError
 from olol_tui.paths import Paths
 
@@ -24,12 +26,10 @@ if TYPE_CHECKING:
     from olol_tui.fleet.snapshot import Fleet
     from olol_tui.provision.plan import StepName
     from olol_tui.provision.runner import Job, Report
-    from olol_tui.provision.steps import StepResult
     from olol_tui.ssh.connection import Connector
     from olol_tui.ssh.hostkeys import HostKeys, OfferedKey
 
 _HOST = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^@:\s]+)(?::(?P<port>\d{1,5}))?")
-_ENDED = ("done", "unchanged", "skipped", "failed", "cancelled")
 
 
 def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -282,7 +282,7 @@ async def _run(args: argparse.Namespace, order: tuple[StepName, ...]) -> int:
     names = _chosen(args, config)
     connector = _connector(paths, accept_new=args.accept_new)
     jobs, archives = await _jobs(config, paths, names, connector)
-    teller = _Teller(names, quiet=args.json)
+    teller = Teller(names, quiet=args.json)
     reports = await run_all(jobs, archives, told=teller.tell, dry_run=args.dry_run, order=order)
     is_provision = "service" in order
     if args.json:
@@ -313,43 +313,6 @@ async def _jobs(
     trusts = _trusts if _is_interactive() else None
     jobs = await asyncio.to_thread(build_jobs, config, names, kit, connector, trusts)
     return jobs, kit.archives
-
-
-class _Teller:
-    """Steps as lines; on a terminal also what is under way, on one line that is redrawn."""
-
-    def __init__(self, names: list[str], *, quiet: bool) -> None:
-        self._width = max(len(name) for name in names)
-        self._quiet = quiet
-        self._live = sys.stdout.isatty() and not quiet
-        self._shown = 0
-
-    def tell(self, node: str, step: StepResult) -> None:
-        from olol_tui.provision.telling import step_lines
-
-        if self._quiet:
-            return
-        if step.state in _ENDED:
-            self.clear()
-            print("\n".join(step_lines(node, step, self._width)), flush=True)
-        elif self._live and step.state == "running":
-            percent = "" if step.progress is None else f" {step.progress:.0%}"
-            text = f"{node}  ◌ {step.name} {step.message}{percent}"[:100]
-            self.clear()
-            print(text, end="\r", flush=True)
-            self._shown = len(text)
-
-    def plans(self, reports: list[Report]) -> None:
-        from olol_tui.provision.telling import plan_lines
-
-        for report in reports:
-            if report.plan is not None:
-                print("\n".join(plan_lines(report.node, report.plan, self._width)))
-
-    def clear(self) -> None:
-        if self._shown:
-            print(" " * self._shown, end="\r", flush=True)
-            self._shown = 0
 
 
 # -- questions
@@ -396,5 +359,7 @@ def _connector(paths: Paths, *, accept_new: bool) -> Connector:
     from olol_tui.ssh.connection import Connector
     from olol_tui.ssh.keys import KeyRing
 
+    # What goes wrong is told as steps; without a handler Python would tell it once more.
+    logging.getLogger("olol").addHandler(logging.NullHandler())
     ring = KeyRing(_passphrase if _is_interactive() else None)
     return Connector(hostkeys(paths, accept_new=accept_new), ring)

@@ -1,4 +1,4 @@
-"""Machines that could be nodes: in a network, on request only, and in the SSH configuration.
+"""Machines that could be nodes, in a network, on request only.
 
 A scan is small and slow on purpose: at most `MOST_HOSTS` addresses, so many connections a
 second, nothing sent but a greeting's answer and one request for a version.
@@ -7,12 +7,10 @@ second, nothing sent but a greeting's answer and one request for a version.
 from __future__ import annotations
 
 import asyncio
-import glob
 import ipaddress
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from olol_tui.errors import OlolError
 from olol_tui.ssh.text import clean
@@ -25,7 +23,6 @@ RATE_PER_S = 200.0
 AT_ONCE = 128
 CONNECT_S = 1.0
 ANSWER_S = 2.0
-_MOST_INCLUDES = 64
 
 Progress = Callable[[int, int], None]
 """(addresses done, addresses in all)."""
@@ -137,41 +134,3 @@ async def _exchange(address: str, port: int, ask: bytes, until: bytes) -> bytes:
         return b""
     finally:
         writer.close()
-
-
-# -- the SSH configuration
-
-
-def configured_hosts(config: Path) -> list[str]:
-    """Names a user gave to machines in `~/.ssh/config`: every Host that is no pattern."""
-    names: list[str] = []
-    for name in _hosts_in(config, config.parent, [0]):
-        if name not in names:
-            names.append(name)
-    return names
-
-
-def _hosts_in(path: Path, base: Path, seen: list[int]) -> Iterator[str]:
-    seen[0] += 1
-    if seen[0] > _MOST_INCLUDES:
-        return
-    try:
-        text = path.read_text("utf-8", "replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        match = re.fullmatch(r"\s*(host|include)(?:\s*=\s*|\s+)(.*)", line, re.IGNORECASE)
-        if match is None:
-            continue
-        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', match[2].split("#")[0])]
-        if match[1].lower() == "include":
-            for word in words:
-                pattern = str(base / Path(word).expanduser())
-                for found in sorted(glob.glob(pattern)):  # noqa: PTH207 - absolute pattern
-                    yield from _hosts_in(Path(found), base, seen)
-        elif not any(word.startswith("!") for word in words):
-            yield from (word for word in words if not _is_pattern(word))
-
-
-def _is_pattern(word: str) -> bool:
-    return any(char in word for char in "*?!")

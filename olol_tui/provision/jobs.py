@@ -148,7 +148,10 @@ async def _opened(
                 await link.wait_up()
             except HostKeyUnknown as unknown:
                 # Jump hosts have keys of their own: there may be several questions.
-                if trusts is None or not await trusts(name, unknown.offered):
+                if trusts is None:
+                    unknown.hint += ". If it is: do this on a terminal, or with --accept-new."
+                    raise
+                if not await trusts(name, unknown.offered):
                     raise
                 await asyncio.to_thread(connector.hostkeys.trust, unknown.offered)
             else:

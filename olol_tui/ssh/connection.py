@@ -367,7 +367,7 @@ def _explained(
         detail = f"it also takes {others}, which olol-tui never uses" if others else ""
         if not isinstance(error, asyncssh.PermissionDenied):
             detail = "then it hung up: too many keys; set IdentitiesOnly in ~/.ssh/config"
-        return errors.AuthFailed(where, hop.user, client.tried, detail)
+        return errors.AuthFailed(where, hop.user, hop.login, client.tried, detail)
     if isinstance(error, asyncssh.KeyExchangeFailed):
         return errors.NoCommonAlgorithm(
             f"{where}: {text}", hint="The server is very old, or its configuration very narrow."

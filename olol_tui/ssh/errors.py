@@ -121,17 +121,20 @@ class AuthFailed(SSHError):
 
     Attributes:
         user: who we said we are.
+        login: the same as words for `ssh`.
         tried: one line for each key: offered, locked, missing or unreadable.
     """
 
     title = "The host let us not in"
     final = True
 
-    def __init__(self, where: str, user: str, tried: Sequence[str], detail: str = "") -> None:
+    def __init__(
+        self, where: str, user: str, login: str, tried: Sequence[str], detail: str = ""
+    ) -> None:
         what = "; ".join(tried) if tried else "no key was found to offer"
         super().__init__(
             f"{where} accepted no key for {user}: {what}{f' ({detail})' if detail else ''}",
-            hint=f"Put a public key there: ssh-copy-id {user}@…, "
+            hint=f"Put a public key there: ssh-copy-id {login}, "
             "or name another user or identity for this node.",
         )
         self.user = user

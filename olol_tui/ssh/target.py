@@ -82,6 +82,11 @@ class Hop:
         return self.host if self.port == 22 else f"{self.host} port {self.port}"
 
     @property
+    def login(self) -> str:
+        """As ssh-copy-id and its like want it: `-p 2222 ops@gpu1.lan`."""
+        return f"{'' if self.port == 22 else f'-p {self.port} '}{self.user}@{self.host}"
+
+    @property
     def place(self) -> str:
         """`ops@gpu1.lan` or `ops@gpu1.lan:2222`: what is dialled, whatever it was called."""
         host = f"[{self.host}]" if ":" in self.host else self.host

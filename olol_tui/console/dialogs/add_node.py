@@ -12,11 +12,11 @@ from textual.events import Key
 from olol_tui.console.dialogs.base import Dialog, DialogHost
 from olol_tui.console.line_edit import LineEdit
 from olol_tui.console.node_wish import name_for, parse_where, wish
-from olol_tui.console.ssh_hosts import SshHost
 from olol_tui.fleet.commands import AddNode
 from olol_tui.render.box import boxed, buttons
 from olol_tui.render.line import Frame, Hit, Line, Row, blank
 from olol_tui.render.palette import Palette
+from olol_tui.ssh.config_hosts import SshHost
 
 Typed = Literal["where", "name", "simulated"]
 TYPED: tuple[Typed, ...] = ("where", "name", "simulated")

@@ -8,7 +8,6 @@ from typing import cast
 from olol_tui.console.dialogs.add_node import Added, AddNodeDialog
 from olol_tui.console.dialogs.ask import Answer, Ask
 from olol_tui.console.dialogs.picker import Item, Picker
-from olol_tui.console.ssh_hosts import read_ssh_hosts
 from olol_tui.console.views.base import Host
 from olol_tui.fleet.commands import (
     AdoptEndpoint,
@@ -32,6 +31,7 @@ from olol_tui.render.palette import Palette
 from olol_tui.render.steps import has_failed, is_running
 from olol_tui.render.text import MISSING, clean, count, percent, size_pair
 from olol_tui.render.tiles import GLYPHS, RUNNING
+from olol_tui.ssh.config_hosts import read_ssh_hosts
 
 Text = list[tuple[str, str]]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 
-from olol_tui.provision.discover import Found, ScanError, configured_hosts, hosts_of, scan
+from olol_tui.provision.discover import Found, ScanError, hosts_of, scan
 
 
 async def server(reply: bytes, ask_first: bool) -> tuple[asyncio.Server, int]:
@@ -73,19 +72,3 @@ def test_a_network_is_bounded() -> None:
         hosts_of("10.0.0.0/16")
     with pytest.raises(ScanError, match=r"expected a network such as 192\.168"):
         hosts_of("gpu1.lan")
-
-
-def test_hosts_of_the_ssh_configuration(tmp_path: Path) -> None:
-    config = tmp_path / ".ssh" / "config"
-    (config.parent / "conf.d").mkdir(parents=True)
-    config.write_text(
-        "Include conf.d/*\n"
-        "Host gpu1 gpu2 *.lan\n  User ops # me\n"
-        'host="gpu3"\n'
-        "Host * !bastion\n"
-        "Match host x\n  HostName y\n"
-        "Include nowhere config\n"
-    )
-    (config.parent / "conf.d/work").write_text("Host = work-1\n  HostName 10.0.0.1\n")
-    assert configured_hosts(config) == ["work-1", "gpu1", "gpu2", "gpu3"]
-    assert configured_hosts(tmp_path / "none") == []

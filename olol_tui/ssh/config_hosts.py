@@ -1,4 +1,4 @@
-"""The hosts that `~/.ssh/config` names, for the window that adds a node.
+"""The hosts that `~/.ssh/config` names, to choose nodes from.
 
 Reads only what is shown: the name, HostName, User and Port. `Match` blocks are left out,
 because deciding them may run programs; whoever dials resolves the name properly. Blocking.
