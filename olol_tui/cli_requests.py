@@ -196,6 +196,8 @@ def why_lines(found: dict[str, Any]) -> list[str]:
     if found.get("error"):
         lines.append(f"{found['cause'] or 'retried'}: {found['error']}")
     lines += [f"tried before: {one}" for one in found.get("tried") or ()]
+    if found.get("replays"):
+        lines.append("the stream went on where it was lost: it was replayed")
     decision = found.get("decision")
     if decision is None:
         return [*lines, str(found.get("why") or "nothing was decided about it")]

@@ -18,6 +18,7 @@ from olol_tui.gateway.failover import Failover
 from olol_tui.gateway.http import JSON, NDJSON, SSE
 from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.gateway.metrics import GAP_BOUNDS_S
+from olol_tui.gateway.replay import Broken, Differs, Replay
 from olol_tui.gateway.spool import Payload
 from olol_tui.gateway.times import rfc3339
 from olol_tui.routing.policy import Decision
@@ -59,6 +60,9 @@ class Exchange(Failover):
         self._begun = False
         self._parts = []
         self._tail = b""
+        if self._replay is not None:
+            self._replay.restart()
+            self.record.tokens = 0
         pool = self._gateway.pool
         if isinstance(payload, bytes):
             self._call = pool.call(seat.address, payload, self, fresh=fresh)
@@ -113,27 +117,51 @@ class Exchange(Failover):
 
     def _engine_said_no(self, translation: Translation, out: bytes) -> None:
         """The engine reported an error inside its reply."""
-        failure = translation.failure
+        failure, seat = translation.failure, self.ticket.seat
+        assert failure is not None and seat is not None
+        started = self.connection_started
+        if started and self._replay is not None:
+            self._lost(f"{seat.where}: {failure.message}", "engine_error")
+            return
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
+        if failure.status >= 500:
+            if not started and self._answered_badly(failure.status):
+                return
+            if started:
+                self._gateway.health.failed(seat, self.model, failure.message, "engine_error")
         self._give_back()
-        assert failure is not None
-        connection = self.connection
-        if connection is None or not connection.started:
+        if not started:
             self.refuse(failure.status, failure.message)
             return
         self._end_record("failed", 200, failure.message)
-        self.connection = None
-        connection.break_off(out)
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.break_off(out)
 
     def _relay(self, data: bytes, content_type: bytes, final: bool) -> None:
+        if self._replay is not None:
+            data = self._joined(self._replay, data, final=False)
         connection = self.connection
         if connection is None or not data:
             return
         if not connection.started:
             connection.begin(200, content_type, self._marks())
         connection.send(data, hold=final)
+
+    def _joined(self, replay: Replay, data: bytes, *, final: bool) -> bytes:
+        """What of it the client has not got yet; empty too when the exchange took another way."""
+        where = self.record.where
+        try:
+            return replay.rest() if final else replay.feed(data)
+        except Differs as error:
+            replay.outcome = "differed"
+            reason = f"{where} was asked again, but {error} than what was sent before"
+            self._broken(reason, "replay_differed", 200)
+        except Broken as error:
+            self._lost(f"{where}: {error}", "engine_error")
+        return b""
 
     def up_end(self) -> None:
         self._call = None
@@ -145,6 +173,20 @@ class Exchange(Failover):
         else:
             self._plain_ended()
 
+    def _flush(self, content_type: bytes) -> bool:
+        """The last event of a stream that may be replayed; False when another try began."""
+        if self._replay is None:
+            return True
+        ticket, rest = self.ticket, self._joined(self._replay, b"", final=True)
+        if self._ended or self.ticket is not ticket:
+            return False
+        connection = self.connection
+        if connection is not None and rest:
+            if not connection.started:
+                connection.begin(200, content_type, self._marks())
+            connection.send(rest, hold=True)
+        return True
+
     def _stream_ended(self) -> None:
         last, route = self._tail.strip(), self.route
         complete = route.end_mark in last or (route.other_end != b"" and route.other_end in last)
@@ -155,6 +197,8 @@ class Exchange(Failover):
                 self._lost("the engine ended its reply before it was complete")
                 return
             complete = True
+        if not self._flush(self._content_type):
+            return
         self._learn_stream(last)
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -190,7 +234,10 @@ class Exchange(Failover):
         connection = self.connection
         if connection is not None:
             if translation.stream:
+                ticket = self.ticket
                 self._relay(out, NDJSON, True)
+                if self._ended or self.ticket is not ticket or not self._flush(NDJSON):
+                    return
                 connection.end()
             else:
                 out = b"".join(self._parts) + out
@@ -204,6 +251,10 @@ class Exchange(Failover):
         if status >= 500 and (self._busy() if status == 503 else self._answered_badly(status)):
             return
         record = self.record
+        if self.connection_started:
+            reason = f"{record.where} answered {status} when it was asked to go on"
+            self._broken(reason, "engine_error", 200)
+            return
         if status == 404 and self._content_type.startswith(b"text/"):
             # Ollama's words for a path that its version does not know: not the model is missing.
             reason = f"{record.where}: its engine is too old to answer {self.route.path}"

@@ -86,18 +86,21 @@ class Failover(Lifecycle):
             self._call = None
         if (seat := self.ticket.seat) is not None:
             self._gateway.health.failed(seat, self.ticket.ask.model, reason, cause)
-        connection = self.connection
-        if connection is not None and connection.started:
-            self.record.cause = cause
-            self._give_back()
-            self._end_record("failed", 200, reason)
-            self.connection = None
-            connection.break_off(self._frame(f"upstream lost: {reason}"))
+        # Once the client has a part of the reply, only a replay can give it the rest.
+        started, replay = self.connection_started, self._replay
+        may = not started or (replay is not None and replay.possible)
+        if may and self._again(reason, cause, wait=True):
             return
-        if not self._again(reason, cause, wait=True):
-            self.record.cause = cause
-            self._give_back()
-            self.refuse(500, f"upstream lost: {reason}")
+        self._broken(reason, cause, 200 if started else 500)
+
+    def _broken(self, reason: str, cause: str, status: int) -> None:
+        """The client gets an error, and no proper end where it has a part of the reply."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        self.record.cause = cause
+        self._give_back()
+        self.refuse(status, f"upstream lost: {reason}")
 
     def _answered_badly(self, status: int) -> bool:
         """The engine answered with an error of its own; True when another one is asked now."""
@@ -149,6 +152,7 @@ class Failover(Lifecycle):
             return False
         self._tries += 1
         self.record.retries += 1
+        self.record.replays += self.connection_started
         self._requeue(reason, frozenset({seat.incarnation}))
         return True
 
@@ -158,7 +162,8 @@ class Failover(Lifecycle):
         record.error = reason
         record.tried = (*record.tried[-MAX_TRIED:], reason)
         record.cause = ""
-        record.first_s = None
+        if not self.connection_started:
+            record.first_s = None
         log.warning("retry", extra={"request": record.id, "model": ask.model, "reason": reason})
         self._give_back()
         again = replace(ask, exclude=ask.exclude | exclude)

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from olol_tui.fleet.snapshot import RUNNERS
-from olol_tui.gateway import bodies, upstream
+from olol_tui.gateway import bodies, replay, upstream
 from olol_tui.gateway.dialects import errors
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.http import JSON, NDJSON, HttpConnection, Request
@@ -41,6 +41,7 @@ class Lifecycle:
         "_gaps",
         "_gateway",
         "_parts",
+        "_replay",
         "_request",
         "_status",
         "_streaming",
@@ -81,6 +82,9 @@ class Lifecycle:
         self.key = key = request.key
         stream = route.stream_default if fields.stream is None else fields.stream
         # Before the record is opened: this may refuse the body.
+        self._replay = (
+            replay.wanted(request, route, stream) if replay.HEADER in request.headers else None
+        )
         ask = Ask(model, len(self._body) // _BYTES_PER_TOKEN, fields.num_ctx)
         self.record = gateway.ledger.open(
             model,
@@ -170,10 +174,12 @@ class Lifecycle:
             connection.reply(499, body)
 
     def refuse(self, status: int, message: str, extra: bytes = b"") -> None:
-        """The request cannot be served; nothing was sent yet."""
+        """The request cannot be served, or not to its end."""
         self._end_record("failed", status, message)
         connection, self.connection = self.connection, None
-        if connection is not None:
+        if connection is not None and connection.started:
+            connection.break_off(self._frame(message))
+        elif connection is not None:
             body = errors.error_body(self.route.dialect, status, message)
             connection.reply(status, body, JSON, extra + self._waited())
 
@@ -197,6 +203,9 @@ class Lifecycle:
         self._ended = True
         if self._request.spool is not None:
             self._request.spool.close()
+        if self._replay is not None and self.record.replays:
+            outcome = "done" if state == "done" else self._replay.outcome
+            self._gateway.metrics.replayed("cancelled" if state == "cancelled" else outcome)
         self._gateway.ledger.close(self.record, state, status, error)
         self._gateway.ended(self)
 
@@ -264,4 +273,8 @@ class Lifecycle:
         return b"X-Olol-Queue-Wait: %.3f\r\n" % (until_s - record.arrived_s)
 
     def _frame(self, message: str) -> bytes:
-        return errors.error_frame(self.route.dialect, 500, message)
+        frame = errors.error_frame(self.route.dialect, 500, message)
+        if self._replay is None and self._tail and not self._tail.endswith(b"\n"):
+            # The engine broke off within a line: the error gets one of its own.
+            return (b"\n" if self.route.dialect == "ollama" else b"\n\n") + frame
+        return frame
