@@ -134,6 +134,7 @@ class Controller:
         for member in self._crew:
             for launch in self._wishes.launches_on(member.name):
                 self._leases.hold(launch.engine_id, launch.keep_alive_s)
+        self._splits.look(self._clock())  # before any agent is told what is wished for
         self._publisher.publish()
         started = asyncio.Event()
         self._task = asyncio.create_task(self._run(started), name="fleet controller")
@@ -257,11 +258,7 @@ class Controller:
     def launch_split(
         self, model: str, *, num_ctx: int | None = None, keep_alive_s: float | None = None
     ) -> str:
-        """Ask that this model is split over devices; returns the split's id.
-
-        Raises:
-            PlacementError: it failed just now.
-        """
+        """Ask that this model is split over devices; see `Splits.launch`."""
         return self._splits.launch(model, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
 
     # -- the operator's side

@@ -8,25 +8,14 @@ on its port, and the head must not be replaced because of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from olol_tui.fleet.snapshot import Engine, EngineState, SplitState
-from olol_tui.fleet.split_wish import PartWish, SplitWish
+from olol_tui.fleet.split_wish import PartWish, Ports, SplitWish
 from olol_tui.fleet.wire import Chain, ForwardTo, RunnerModel, Spec
 
 EVERYWHERE = "0.0.0.0"
 _WORST: tuple[EngineState, ...] = ("failed", "backoff", "stopping", "stopped", "starting", "ready")
-
-
-@dataclass
-class Ports:
-    """What the stages have learned so far of one split: last known ports and builds."""
-
-    workers: dict[str, int] = field(default_factory=dict)
-    """By worker id, on its node."""
-    ways: dict[str, int] = field(default_factory=dict)
-    """By worker id, on the head's node."""
-    builds: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from olol_tui.fleet.snapshot import Buffer, Engine, Layout, SplitPart
-from olol_tui.fleet.split_stage import Ports, Stage
-from olol_tui.fleet.split_wish import PartWish, SplitWish
+from olol_tui.fleet.split_stage import Stage
+from olol_tui.fleet.split_wish import PartWish, Ports, SplitWish
 
 TOLERANCE_SHARE = 0.01
 TOLERANCE_BYTES = 128 * 1024

@@ -73,6 +73,26 @@ class SplitWish(msgspec.Struct, frozen=True):
         return tuple(filter(None, ids))
 
 
+class Ports(msgspec.Struct):
+    """What the stages of a split have learned: last known ports and builds.
+
+    Kept over restarts too: without them a new controller would take forwards and head away
+    until it had heard of all workers again.
+    """
+
+    workers: dict[str, int] = msgspec.field(default_factory=dict)
+    """By worker id, on its node."""
+    ways: dict[str, int] = msgspec.field(default_factory=dict)
+    """By worker id, on the head's node."""
+    builds: dict[str, str] = msgspec.field(default_factory=dict)
+    """What each worker is built from."""
+
+
+class KeptSplit(msgspec.Struct, frozen=True):
+    wish: SplitWish
+    ports: Ports = msgspec.field(default_factory=Ports)
+
+
 def replace_way(wish: SplitWish, part: PartWish, way: Way) -> SplitWish:
     """The same split with another road to one of its parts."""
     forward = part.forward if way.road == "ssh" else ""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from olol_tui.errors import EngineError, OlolError, PlacementError
 from olol_tui.fleet.crew import Crew
@@ -18,9 +20,9 @@ from olol_tui.fleet.operations import Report
 from olol_tui.fleet.relays import Relays
 from olol_tui.fleet.residency import Residency
 from olol_tui.fleet.runners import Runners
-from olol_tui.fleet.snapshot import RUNNERS, Engine, Node, Split, SplitRule, SplitState
+from olol_tui.fleet.snapshot import RUNNERS, Engine, Node, Split, SplitPart, SplitRule, SplitState
 from olol_tui.fleet.split_planning import Draft, Planning, Victim
-from olol_tui.fleet.split_stage import Ports, Stage, stage
+from olol_tui.fleet.split_stage import Stage, stage
 from olol_tui.fleet.split_view import parts_of
 from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
 from olol_tui.models.names import canonical
@@ -45,7 +47,6 @@ class _Run:
     model: str
     since_s: float
     state: SplitState = "planning"
-    ports: Ports = field(default_factory=Ports)
     now: Stage | None = None
     was_ready: bool = False
     fell_s: float | None = None
@@ -156,7 +157,7 @@ class Splits:
                     state=run.state,
                     node=wish.node if wish else "",
                     engine=wish.engine if wish else "",
-                    parts=parts_of(wish, engines, run.ports, run.now) if wish else (),
+                    parts=self._parts(wish, engines, run),
                     num_ctx=wish.num_ctx if wish else 0,
                     since_s=run.since_s,
                     tokens_factor=wish.tokens_factor if wish else 1.0,
@@ -173,30 +174,40 @@ class Splits:
 
     def look(self, now_s: float) -> None:
         """Something changed, or a second has passed: take every split one step further."""
-        if not self._desk.wishes.splits:
+        wishes = self._desk.wishes
+        if not wishes.splits:
             return
         engines = self._engines()
         nodes = {node.name: node for node in self._desk.nodes}
-        for wish in self._desk.wishes.splits:
+        for wish in wishes.splits:
             run = self._runs.setdefault(
                 wish.id, _Run(canonical(wish.model), now_s, state="starting")
             )
+            if reason := wishes.split_refusal(wish.id):
+                self._fail(wish.id, reason)
+                continue
             self._desk.leases.hold_once(wish.engine, wish.keep_alive_s)
             relayed = self._relays.ports(wish.id)
-            run.now = now = stage(wish, engines, run.ports, relayed)
+            ports = wishes.split_ports(wish.id)
+            before = msgspec.json.encode(ports)
+            run.now = now = stage(wish, engines, ports, relayed)
+            if msgspec.json.encode(ports) != before:
+                wishes.note_ports()
             self._relays.want(wish.id, wish.node, now.relays)
-            self._tell(self._desk.wishes.set_split_specs(wish.id, now.specs))
-            lost = sorted(name for name in wish.nodes if not _is_there(nodes.get(name)))
+            self._tell(wishes.set_split_specs(wish.id, now.specs))
+            lost = sorted(name for name in wish.nodes if _is_lost(nodes.get(name)))
             if lost:
                 self._around(wish, run, lost, now_s)
                 continue
             run.lost_since_s = None
+            if any(nodes[name].state != "ready" for name in wish.nodes):
+                continue  # nobody knows yet
             if now.state == "failed":
                 self._fail(wish.id, now.error, now.log_tail)
                 continue
             run.becomes(now.state, now_s)
             run.error, run.log_tail = now.error, now.log_tail
-            self._detour(wish, run, engines)
+            self._detour(wish, engines)
 
     def _around(self, wish: SplitWish, run: _Run, lost: list[str], now_s: float) -> None:
         """Nodes of the split are gone: wait a moment, then plan it without them."""
@@ -221,11 +232,11 @@ class Splits:
             f"split {canonical(wish.model)} without {', '.join(lost)}", work, key=f"{wish.id} again"
         )
 
-    def _detour(self, wish: SplitWish, run: _Run, engines: dict[str, Engine]) -> None:
+    def _detour(self, wish: SplitWish, engines: dict[str, Engine]) -> None:
         """A forward that never led anywhere: these nodes do not reach each other."""
         for part in wish.parts:
             forward = engines.get(part.forward) if part.forward else None
-            if forward is None or part.worker in run.ports.ways:
+            if forward is None or part.worker in self._desk.wishes.split_ports(wish.id).ways:
                 continue
             if forward.state == "backoff" and forward.restarts >= _FORWARD_TRIES:
                 log.warning(
@@ -265,11 +276,11 @@ class Splits:
         if before is not None:
             if before.engine != wish.engine:
                 self._desk.leases.drop(before.engine)
-            run = self._runs[wish.id]
+            ports = self._desk.wishes.split_ports(wish.id)
             kept = {part.worker for part in wish.parts}
-            run.ports.workers = {k: v for k, v in run.ports.workers.items() if k in kept}
-            run.ports.builds = {k: v for k, v in run.ports.builds.items() if k in kept}
-            run.ports.ways = {}
+            ports.workers = {k: v for k, v in ports.workers.items() if k in kept}
+            ports.builds = {k: v for k, v in ports.builds.items() if k in kept}
+            ports.ways = {}
             self._relays.drop(wish.id)
         self._desk.leases.hold(wish.engine, wish.keep_alive_s)
         self._desk.wishes.add_split(wish)
@@ -316,11 +327,18 @@ class Splits:
             for engine in (*node.engines, *node.helpers)
         }
 
+    def _parts(
+        self, wish: SplitWish | None, engines: dict[str, Engine], run: _Run
+    ) -> tuple[SplitPart, ...]:
+        if wish is None:
+            return ()
+        return parts_of(wish, engines, self._desk.wishes.split_ports(wish.id), run.now)
+
     def _tell(self, nodes: Iterable[str]) -> None:
         for name in nodes:
             if name in self._crew.config.nodes:
                 self._desk.member(name).replan()
 
 
-def _is_there(node: Node | None) -> bool:
-    return node is not None and node.state == "ready"
+def _is_lost(node: Node | None) -> bool:
+    return node is None or node.state in ("lost", "failed")

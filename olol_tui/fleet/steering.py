@@ -172,6 +172,11 @@ class Steering:
             for spec in specs
             if spec.id not in known and self._wishes.launch_of(spec.id) is not None
         ]
+        parts = [spec for spec in specs if spec.id not in known]
+        refused = [self._wishes.refuse_split_spec(spec.id, str(error)) for spec in parts]
+        if not culprits and any(refused):
+            self.replan()
+            return
         if not culprits:
             self._facts.steer_error = str(error)
             self._changed()

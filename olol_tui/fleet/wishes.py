@@ -19,7 +19,7 @@ import msgspec
 
 from olol_tui.files import write_atomic
 from olol_tui.fleet.snapshot import EngineKind, Pin, Role
-from olol_tui.fleet.split_wish import SplitWish
+from olol_tui.fleet.split_wish import KeptSplit, Ports, SplitWish
 from olol_tui.fleet.wire import Spec
 from olol_tui.models.names import canonical, same
 
@@ -67,7 +67,7 @@ class Kept(msgspec.Struct, frozen=True):
     cordoned: tuple[str, ...] = ()
     roles: tuple[RoleWish, ...] = ()
     adopted: tuple[Adopted, ...] = ()
-    splits: tuple[SplitWish, ...] = ()
+    splits: tuple[KeptSplit, ...] = ()
     paused: tuple[str, ...] = ()
     """Canonical names of models."""
 
@@ -82,6 +82,8 @@ class Wishes:
         self._roles: dict[str, dict[str, Role]] = {}
         self._adopted: dict[Adopted, None] = {}
         self._splits: dict[str, SplitWish] = {}
+        self._split_ports: dict[str, Ports] = {}
+        self._split_refusals: dict[str, str] = {}
         self._split_specs: dict[str, Mapping[str, tuple[Spec, ...]]] = {}
         self._paused: Counter[str] = Counter()
         """Engine → how many keep new work away from it."""
@@ -149,6 +151,14 @@ class Wishes:
     def split(self, split_id: str) -> SplitWish | None:
         return self._splits.get(split_id)
 
+    def split_ports(self, split_id: str) -> Ports:
+        """To be changed in place; `note_ports` afterwards."""
+        return self._split_ports.setdefault(split_id, Ports())
+
+    def note_ports(self) -> None:
+        """Ports of a split changed."""
+        self._changed()
+
     def add_split(self, wish: SplitWish) -> None:
         if self._splits.get(wish.id) != wish:
             self._splits[wish.id] = wish
@@ -156,6 +166,8 @@ class Wishes:
 
     def drop_split(self, split_id: str) -> SplitWish | None:
         self._split_specs.pop(split_id, None)
+        self._split_ports.pop(split_id, None)
+        self._split_refusals.pop(split_id, None)
         wish = self._splits.pop(split_id, None)
         if wish is not None:
             self._changed()
@@ -166,6 +178,24 @@ class Wishes:
         before = self._split_specs.get(split_id, {})
         self._split_specs[split_id] = specs
         return {node for node in {*before, *specs} if before.get(node, ()) != specs.get(node, ())}
+
+    def refuse_split_spec(self, engine_id: str, reason: str) -> bool:
+        """An agent does not take a part of a split: nothing of that split is told any more.
+
+        Returns:
+            Whether it is a part of one.
+        """
+        for split, specs in self._split_specs.items():
+            if any(spec.id == engine_id for found in specs.values() for spec in found):
+                self._split_specs[split] = {}
+                self._split_refusals[split] = reason
+                self._changed()
+                return True
+        return False
+
+    def split_refusal(self, split_id: str) -> str:
+        """Why an agent refused a part of it; empty when none did."""
+        return self._split_refusals.get(split_id, "")
 
     def split_specs_on(self, node: str) -> tuple[Spec, ...]:
         return tuple(spec for specs in self._split_specs.values() for spec in specs.get(node, ()))
@@ -276,7 +306,9 @@ class Wishes:
                         for device, role in roles.items()
                     ),
                     adopted=tuple(self._adopted),
-                    splits=self.splits,
+                    splits=tuple(
+                        KeptSplit(wish, self.split_ports(wish.id)) for wish in self.splits
+                    ),
                     paused=self.paused_models,
                 )
             )
@@ -291,7 +323,8 @@ class Wishes:
         for wish in kept.roles:
             self._roles.setdefault(wish.node, {})[wish.device] = wish.role
         self._adopted = dict.fromkeys(kept.adopted)
-        self._splits = {wish.id: wish for wish in kept.splits}
+        self._splits = {one.wish.id: one.wish for one in kept.splits}
+        self._split_ports = {one.wish.id: one.ports for one in kept.splits}
         self._paused_models = set(kept.paused)
 
 
