@@ -114,7 +114,7 @@ def build_node(
     finished = [
         _with_wishes(overlay.apply(engine, now_s), wishes, expires_at) for engine in engines
     ]
-    reserved = wishes.reserved_on(facts.name)
+    reserved = wishes.splits.reserved_on(facts.name)
     devices = limited(facts.devices, facts.vram_limit, finished, reserved)
     index = {device.uuid: device.index for device in devices}
     finished.sort(key=lambda e: (min((index.get(d, 0) for d in e.devices), default=0), e.id))

@@ -142,7 +142,7 @@ class Planning:
 
     def _own(self, node: str, name: str) -> dict[str, int]:
         """What the split that is to be replaced holds there, by UUID."""
-        wish = self._wishes.split(split_id(name))
+        wish = self._wishes.splits.get(split_id(name))
         parts = [part for part in wish.parts if part.node == node] if wish else []
         return {part.device: part.planned_bytes for part in parts}
 
@@ -155,7 +155,7 @@ class Planning:
             free = min(device.vram_bytes, free + own)
         else:
             free -= max(MARGIN_BYTES, int(device.vram_bytes * MARGIN_SHARE))
-            free -= self._wishes.reserved_on(node.name).get(device.uuid, 0) - own
+            free -= self._wishes.splits.reserved_on(node.name).get(device.uuid, 0) - own
         if evict:
             free += sum(one.bytes for one in self._idle(node, device))
         return free

@@ -97,7 +97,7 @@ class Splits:
             PlacementError: it failed just now.
         """
         split = split_id(model)
-        if self._desk.wishes.split(split) is not None:
+        if self._desk.wishes.splits.get(split) is not None:
             return split
         run = self._runs.get(split)
         if run is not None and run.state == "failed":
@@ -120,7 +120,7 @@ class Splits:
 
     def withdraw(self, split: str) -> None:
         """Wish for it no more: its devices are given back."""
-        wish = self._desk.wishes.drop_split(split)
+        wish = self._desk.wishes.splits.drop(split)
         run = self._runs.get(split)
         if run is not None and run.state != "failed":
             del self._runs[split]
@@ -146,7 +146,7 @@ class Splits:
         engines = self._engines()
         shown = []
         for split, run in list(self._runs.items()):
-            wish = self._desk.wishes.split(split)
+            wish = self._desk.wishes.splits.get(split)
             if wish is None and run.state == "failed" and now_s - run.since_s > FAILED_SHOWN_S:
                 del self._runs[split]
                 continue
@@ -175,7 +175,7 @@ class Splits:
     def look(self, now_s: float) -> None:
         """Something changed, or a second has passed: take every split one step further."""
         wishes = self._desk.wishes
-        if not wishes.splits:
+        if next(iter(wishes.splits), None) is None:
             return
         engines = self._engines()
         nodes = {node.name: node for node in self._desk.nodes}
@@ -183,18 +183,18 @@ class Splits:
             run = self._runs.setdefault(
                 wish.id, _Run(canonical(wish.model), now_s, state="starting")
             )
-            if reason := wishes.split_refusal(wish.id):
+            if reason := wishes.splits.refusal(wish.id):
                 self._fail(wish.id, reason)
                 continue
             self._desk.leases.hold_once(wish.engine, wish.keep_alive_s)
             relayed = self._relays.ports(wish.id)
-            ports = wishes.split_ports(wish.id)
+            ports = wishes.splits.ports(wish.id)
             before = msgspec.json.encode(ports)
             run.now = now = stage(wish, engines, ports, relayed)
             if msgspec.json.encode(ports) != before:
-                wishes.note_ports()
+                wishes.splits.note_ports()
             self._relays.want(wish.id, wish.node, now.relays)
-            self._tell(wishes.set_split_specs(wish.id, now.specs))
+            self._tell(wishes.splits.set_specs(wish.id, now.specs))
             lost = sorted(name for name in wish.nodes if _is_lost(nodes.get(name)))
             if lost:
                 self._around(wish, run, lost, now_s)
@@ -223,7 +223,7 @@ class Splits:
             draft = await self._planning.draft(
                 wish.model, num_ctx=wish.num_ctx, keep_alive_s=wish.keep_alive_s, without=lost
             )
-            if self._desk.wishes.split(wish.id) != wish:
+            if self._desk.wishes.splits.get(wish.id) != wish:
                 return "it is not wished for any more"
             await self._apply(report, draft, before=wish)
             return await self._ready(report, draft.wish)
@@ -236,7 +236,7 @@ class Splits:
         """A forward that never led anywhere: these nodes do not reach each other."""
         for part in wish.parts:
             forward = engines.get(part.forward) if part.forward else None
-            if forward is None or part.worker in self._desk.wishes.split_ports(wish.id).ways:
+            if forward is None or part.worker in self._desk.wishes.splits.ports(wish.id).ways:
                 continue
             if forward.state == "backoff" and forward.restarts >= _FORWARD_TRIES:
                 log.warning(
@@ -245,7 +245,7 @@ class Splits:
                     part.node,
                     forward.error,
                 )
-                self._desk.wishes.add_split(replace_way(wish, part, Way("relay")))
+                self._desk.wishes.splits.add(replace_way(wish, part, Way("relay")))
                 return
 
     def _fail(self, split: str, error: str, log_tail: tuple[str, ...] = ()) -> None:
@@ -276,14 +276,14 @@ class Splits:
         if before is not None:
             if before.engine != wish.engine:
                 self._desk.leases.drop(before.engine)
-            ports = self._desk.wishes.split_ports(wish.id)
+            ports = self._desk.wishes.splits.ports(wish.id)
             kept = {part.worker for part in wish.parts}
             ports.workers = {k: v for k, v in ports.workers.items() if k in kept}
             ports.builds = {k: v for k, v in ports.builds.items() if k in kept}
             ports.ways = {}
             self._relays.drop(wish.id)
         self._desk.leases.hold(wish.engine, wish.keep_alive_s)
-        self._desk.wishes.add_split(wish)
+        self._desk.wishes.splits.add(wish)
         self.look(self._desk.now_s())
 
     async def _evict(self, report: Report, victim: Victim) -> None:
@@ -332,7 +332,7 @@ class Splits:
     ) -> tuple[SplitPart, ...]:
         if wish is None:
             return ()
-        return parts_of(wish, engines, self._desk.wishes.split_ports(wish.id), run.now)
+        return parts_of(wish, engines, self._desk.wishes.splits.ports(wish.id), run.now)
 
     def _tell(self, nodes: Iterable[str]) -> None:
         for name in nodes:

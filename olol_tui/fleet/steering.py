@@ -81,7 +81,7 @@ class Steering:
             self._wishes.launches_on(self._name),
             self._wishes.roles_on(self._name) if roles is None else roles,
         )
-        parts = self._wishes.split_specs_on(self._name)
+        parts = self._wishes.splits.specs_on(self._name)
         if plan.error or not parts:
             return plan
         return replace(
@@ -173,7 +173,7 @@ class Steering:
             if spec.id not in known and self._wishes.launch_of(spec.id) is not None
         ]
         parts = [spec for spec in specs if spec.id not in known]
-        refused = [self._wishes.refuse_split_spec(spec.id, str(error)) for spec in parts]
+        refused = [self._wishes.splits.refuse_spec(spec.id, str(error)) for spec in parts]
         if not culprits and any(refused):
             self.replan()
             return

@@ -19,8 +19,7 @@ import msgspec
 
 from olol_tui.files import write_atomic
 from olol_tui.fleet.snapshot import EngineKind, Pin, Role
-from olol_tui.fleet.split_wish import KeptSplit, Ports, SplitWish
-from olol_tui.fleet.wire import Spec
+from olol_tui.fleet.split_book import KeptSplit, SplitBook
 from olol_tui.models.names import canonical, same
 
 log = logging.getLogger("olol.fleet.wishes")
@@ -81,10 +80,7 @@ class Wishes:
         self._cordoned: set[str] = set()
         self._roles: dict[str, dict[str, Role]] = {}
         self._adopted: dict[Adopted, None] = {}
-        self._splits: dict[str, SplitWish] = {}
-        self._split_ports: dict[str, Ports] = {}
-        self._split_refusals: dict[str, str] = {}
-        self._split_specs: dict[str, Mapping[str, tuple[Spec, ...]]] = {}
+        self.splits = SplitBook(changed)
         self._paused: Counter[str] = Counter()
         """Engine → how many keep new work away from it."""
         self._paused_models: set[str] = set()
@@ -143,71 +139,6 @@ class Wishes:
         if launch is not None:
             self._changed()
         return launch
-
-    @property
-    def splits(self) -> tuple[SplitWish, ...]:
-        return tuple(self._splits.values())
-
-    def split(self, split_id: str) -> SplitWish | None:
-        return self._splits.get(split_id)
-
-    def split_ports(self, split_id: str) -> Ports:
-        """To be changed in place; `note_ports` afterwards."""
-        return self._split_ports.setdefault(split_id, Ports())
-
-    def note_ports(self) -> None:
-        """Ports of a split changed."""
-        self._changed()
-
-    def add_split(self, wish: SplitWish) -> None:
-        if self._splits.get(wish.id) != wish:
-            self._splits[wish.id] = wish
-            self._changed()
-
-    def drop_split(self, split_id: str) -> SplitWish | None:
-        self._split_specs.pop(split_id, None)
-        self._split_ports.pop(split_id, None)
-        self._split_refusals.pop(split_id, None)
-        wish = self._splits.pop(split_id, None)
-        if wish is not None:
-            self._changed()
-        return wish
-
-    def set_split_specs(self, split_id: str, specs: Mapping[str, tuple[Spec, ...]]) -> set[str]:
-        """What the nodes should run of a split now; returns those for which that is new."""
-        before = self._split_specs.get(split_id, {})
-        self._split_specs[split_id] = specs
-        return {node for node in {*before, *specs} if before.get(node, ()) != specs.get(node, ())}
-
-    def refuse_split_spec(self, engine_id: str, reason: str) -> bool:
-        """An agent does not take a part of a split: nothing of that split is told any more.
-
-        Returns:
-            Whether it is a part of one.
-        """
-        for split, specs in self._split_specs.items():
-            if any(spec.id == engine_id for found in specs.values() for spec in found):
-                self._split_specs[split] = {}
-                self._split_refusals[split] = reason
-                self._changed()
-                return True
-        return False
-
-    def split_refusal(self, split_id: str) -> str:
-        """Why an agent refused a part of it; empty when none did."""
-        return self._split_refusals.get(split_id, "")
-
-    def split_specs_on(self, node: str) -> tuple[Spec, ...]:
-        return tuple(spec for specs in self._split_specs.values() for spec in specs.get(node, ()))
-
-    def reserved_on(self, node: str) -> Mapping[str, int]:
-        """Bytes of splits by UUID, loaded or about to be."""
-        taken: dict[str, int] = {}
-        for wish in self._splits.values():
-            for part in wish.parts:
-                if part.node == node:
-                    taken[part.device] = taken.get(part.device, 0) + part.planned_bytes
-        return taken
 
     def is_cordoned(self, node: str) -> bool:
         return node in self._cordoned
@@ -306,9 +237,7 @@ class Wishes:
                         for device, role in roles.items()
                     ),
                     adopted=tuple(self._adopted),
-                    splits=tuple(
-                        KeptSplit(wish, self.split_ports(wish.id)) for wish in self.splits
-                    ),
+                    splits=self.splits.kept(),
                     paused=self.paused_models,
                 )
             )
@@ -323,8 +252,7 @@ class Wishes:
         for wish in kept.roles:
             self._roles.setdefault(wish.node, {})[wish.device] = wish.role
         self._adopted = dict.fromkeys(kept.adopted)
-        self._splits = {one.wish.id: one.wish for one in kept.splits}
-        self._split_ports = {one.wish.id: one.ports for one in kept.splits}
+        self.splits.adopt(kept.splits)
         self._paused_models = set(kept.paused)
 
 

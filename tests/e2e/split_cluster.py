@@ -55,9 +55,9 @@ def split_config(lab: Lab, more: str = "", limit: str = LIMIT) -> str:
 
 
 @contextmanager
-def split_product(lab: Lab, place: Path, more: str = "") -> Iterator[Product]:
+def split_product(lab: Lab, place: Path, more: str = "", limit: str = LIMIT) -> Iterator[Product]:
     """Provisioned and serving."""
-    with console(lab, place, split_config(lab, more)) as one:
+    with console(lab, place, split_config(lab, more, limit)) as one:
         one.provision()
         one.start()
         yield one

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -208,3 +209,21 @@ async def test_an_idle_split_gives_its_devices_back(product: Product) -> None:
             assert not [p for p in host.processes() if "rpc-server" in p.command]
             keys = host.exec("cat ~/.ssh/authorized_keys").stdout
             assert "olol-mesh" not in keys and "olol-lab" in keys
+
+
+async def test_a_console_that_is_killed_leaves_the_split_to_the_next_one(product: Product) -> None:
+    async with split_operator(product) as (ops, http):
+        assert (await ask(http, 2)).status_code == 200
+        await ops.until(is_ready)
+        before = all_pids(ops.fleet)
+    await asyncio.to_thread(product.instance.end, signal.SIGKILL)
+    await asyncio.to_thread(product.start)
+    async with split_operator(product) as (ops, http):
+        await ops.until(is_ready)
+        assert (await ask(http, 4)).status_code == 200
+        assert all_pids(ops.fleet) == before
+
+
+def all_pids(fleet: Fleet) -> dict[str, int | None]:
+    engines = [engine for node in fleet.nodes for engine in (*node.engines, *node.helpers)]
+    return {engine.id: engine.pid for engine in engines}

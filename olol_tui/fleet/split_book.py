@@ -1,0 +1,96 @@
+"""Which splits should exist, and what that makes of each node. Pure; part of the wishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from olol_tui.fleet.split_wish import KeptSplit, Ports, SplitWish
+from olol_tui.fleet.wire import Spec
+
+__all__ = ["KeptSplit", "SplitBook"]
+
+
+class SplitBook:
+    """`changed` is called after every change that is worth keeping."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._wishes: dict[str, SplitWish] = {}
+        self._ports: dict[str, Ports] = {}
+        self._specs: dict[str, Mapping[str, tuple[Spec, ...]]] = {}
+        self._refusals: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[SplitWish]:
+        return iter(tuple(self._wishes.values()))
+
+    def get(self, split_id: str) -> SplitWish | None:
+        return self._wishes.get(split_id)
+
+    def add(self, wish: SplitWish) -> None:
+        if self._wishes.get(wish.id) != wish:
+            self._wishes[wish.id] = wish
+            self._changed()
+
+    def drop(self, split_id: str) -> SplitWish | None:
+        for kept in (self._specs, self._ports, self._refusals):
+            kept.pop(split_id, None)
+        wish = self._wishes.pop(split_id, None)
+        if wish is not None:
+            self._changed()
+        return wish
+
+    def ports(self, split_id: str) -> Ports:
+        """To be changed in place; `note_ports` afterwards."""
+        return self._ports.setdefault(split_id, Ports())
+
+    def note_ports(self) -> None:
+        """Ports of a split changed."""
+        self._changed()
+
+    # -- what nodes should run
+
+    def set_specs(self, split_id: str, specs: Mapping[str, tuple[Spec, ...]]) -> set[str]:
+        """What the nodes should run of a split now; returns those for which that is new."""
+        before = self._specs.get(split_id, {})
+        self._specs[split_id] = specs
+        return {node for node in {*before, *specs} if before.get(node, ()) != specs.get(node, ())}
+
+    def specs_on(self, node: str) -> tuple[Spec, ...]:
+        return tuple(spec for specs in self._specs.values() for spec in specs.get(node, ()))
+
+    def refuse_spec(self, engine_id: str, reason: str) -> bool:
+        """An agent does not take a part of a split: nothing of that split is told any more.
+
+        Returns:
+            Whether it is a part of one.
+        """
+        for split, specs in self._specs.items():
+            if any(spec.id == engine_id for found in specs.values() for spec in found):
+                self._specs[split] = {}
+                self._refusals[split] = reason
+                self._changed()
+                return True
+        return False
+
+    def refusal(self, split_id: str) -> str:
+        """Why an agent refused a part of it; empty when none did."""
+        return self._refusals.get(split_id, "")
+
+    def reserved_on(self, node: str) -> Mapping[str, int]:
+        """Bytes of splits by UUID, loaded or about to be."""
+        taken: dict[str, int] = {}
+        for wish in self._wishes.values():
+            for part in wish.parts:
+                if part.node == node:
+                    taken[part.device] = taken.get(part.device, 0) + part.planned_bytes
+        return taken
+
+    # -- kept over restarts
+
+    def kept(self) -> tuple[KeptSplit, ...]:
+        return tuple(KeptSplit(wish, self.ports(wish.id)) for wish in self)
+
+    def adopt(self, kept: Iterable[KeptSplit]) -> None:
+        for one in kept:
+            self._wishes[one.wish.id] = one.wish
+            self._ports[one.wish.id] = one.ports
