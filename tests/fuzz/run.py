@@ -4,15 +4,19 @@
 
 New inputs are kept in the directory. `python -m tests.fuzz.run --pack http /tmp/found` then
 writes those of them that reach something new into the corpus, which every test run replays.
+To begin with what is known: `python -m tests.fuzz.run --unpack http /tmp/found`.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+Step = tuple[str, int, int, int]
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -25,24 +29,47 @@ def load(target: str) -> list[bytes]:
 
 
 def pack(target: str, found: Path) -> None:
-    """The smallest set that reaches what corpus and findings reach."""
-    with tempfile.TemporaryDirectory() as merged, tempfile.TemporaryDirectory() as known:
-        unpack(target, Path(known))
-        command = [sys.executable, "-m", "tests.fuzz.run", target, merged, known, str(found)]
-        subprocess.run([*command, "-merge=1"], check=True)
-        inputs = sorted({file.read_bytes() for file in Path(merged).iterdir()}, key=_order)
-    CORPUS.mkdir(exist_ok=True)
-    (CORPUS / f"{target}.txt").write_text("".join(f"{one!r}\n" for one in inputs))
-    print(f"{target}: {len(inputs)} inputs")
+    """A small set that reaches what corpus and findings reach."""
+    from tests.fuzz.targets import TARGETS
+
+    inputs = {*load(target), *(file.read_bytes() for file in found.iterdir())} - {b""}
+    seen: set[Step] = set()
+    kept = []
+    for one in sorted(inputs, key=lambda data: (len(data), data)):
+        steps = _steps(lambda data=one: TARGETS[target](data))
+        if not steps <= seen:
+            seen |= steps
+            kept.append(one)
+    (CORPUS / f"{target}.txt").write_text("".join(f"{one!r}\n" for one in kept))
+    print(f"{target}: {len(kept)} of {len(inputs)} inputs, {len(seen)} steps from line to line")
+
+
+def _steps(work: Callable[[], None]) -> set[Step]:
+    """From which line of ours to which it goes, and how often, roughly."""
+    counts: Counter[tuple[str, int, int]] = Counter()
+    last: dict[object, int] = {}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        name = frame.f_code.co_filename
+        if "olol_tui" not in name:
+            return None
+        if event == "line":
+            counts[name, last.get(frame, 0), frame.f_lineno] += 1
+            last[frame] = frame.f_lineno
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(None)
+    return {(*step, count.bit_length()) for step, count in counts.items()}
 
 
 def unpack(target: str, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(load(target)):
         (directory / str(number)).write_bytes(one)
-
-
-def _order(one: bytes) -> tuple[int, bytes]:
-    return len(one), one
 
 
 def fuzz(target: str, arguments: list[str]) -> None:
@@ -64,5 +91,7 @@ def fuzz(target: str, arguments: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "--pack":
         pack(sys.argv[2], Path(sys.argv[3]))
+    elif sys.argv[1] == "--unpack":
+        unpack(sys.argv[2], Path(sys.argv[3]))
     else:
         fuzz(sys.argv[1], sys.argv[2:])
