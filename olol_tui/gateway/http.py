@@ -34,6 +34,10 @@ __all__ = ["JSON", "NDJSON", "SSE", "Handler", "HttpConnection", "Limits", "Requ
 log = logging.getLogger("olol.gateway.http")
 
 _MAX_PIPELINED = 16
+_ONCE = frozenset(
+    (b"host", b"origin", b"authorization", b"x-api-key", b"content-type", b"content-encoding")
+)
+"""Headers of which two would mean something else to whoever takes the other one."""
 _LINGER_S = 5.0
 _DROP_S = 0.005
 """Between two pieces of a body that is only read to be dropped."""
@@ -96,7 +100,7 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(400, "upgrade is not supported")
+            self._decline_upgrade()
         except httptools.HttpParserError as error:
             if not self._refused:
                 self._refuse(400, f"malformed HTTP request: {error}")
@@ -152,7 +156,13 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > self._app.limits.header_bytes:
             self._refuse_header()
-        self._headers[name.lower()] = value
+        name = name.lower()
+        if self._request is not None:
+            return  # A trailer: who asks, and for what, was judged by the head.
+        if name in _ONCE and name in self._headers:
+            self._refuse(400, f"more than one {name.decode()} header")
+            raise ValueError("ambiguous")
+        self._headers[name] = value
 
     def _refuse_header(self) -> None:
         self._refuse(431, "request header fields too large")
@@ -172,6 +182,12 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
             http11=parser.get_http_version() == "1.1",
             keep_alive=parser.should_keep_alive(),
         )
+        if request.http11 and b"host" not in self._headers:
+            self._refuse(400, "missing required Host header")
+            raise ValueError("no host")
+        if self._headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            self._refuse(501, "unsupported transfer encoding")
+            raise ValueError("transfer encoding")
         refusal = self._app.refusal(self, request)
         if refusal is not None:
             self._refuse(*refusal, request=request)
@@ -203,6 +219,15 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         limits = self._app.limits
         allowed_s = limits.body_grace_s + request.size / limits.body_floor_bytes
         self.deadline = min(self._loop.time() + limits.body_s, self._began_s + allowed_s)
+
+    def _decline_upgrade(self) -> None:
+        """Whoever offers another protocol is answered in this one, and then no more: what follows
+        may be either."""
+        self._refused = True
+        if self._queue:
+            self._queue[-1].keep_alive = False
+        else:
+            self._refuse(400, "upgrade is not supported")
 
     def _refuse_body(self) -> None:
         limit = self._app.limits.body_bytes
