@@ -142,7 +142,11 @@ class Exchange(Failover):
 
     def _relay(self, data: bytes, content_type: bytes, final: bool) -> None:
         if self._replay is not None:
-            data = self._joined(self._replay, data, final=False)
+            self._join(self._replay, data, content_type, final)
+        else:
+            self._pass_on(data, content_type, final)
+
+    def _pass_on(self, data: bytes, content_type: bytes, final: bool) -> None:
         connection = self.connection
         if connection is None or not data:
             return
@@ -150,18 +154,24 @@ class Exchange(Failover):
             connection.begin(200, content_type, self._marks())
         connection.send(data, hold=final)
 
-    def _joined(self, replay: Replay, data: bytes, *, final: bool) -> bytes:
-        """What of it the client has not got yet; empty too when the exchange took another way."""
+    def _join(
+        self, replay: Replay, data: bytes, content_type: bytes, final: bool, *, rest: bool = False
+    ) -> bool:
+        """Pass on what the client has not got yet; False when the stream ends here."""
         where = self.record.where
         try:
-            return replay.rest() if final else replay.feed(data)
+            self._pass_on(replay.rest() if rest else replay.feed(data), content_type, final)
         except Differs as error:
+            self._pass_on(error.before, content_type, False)
             replay.outcome = "differed"
             reason = f"{where} was asked again, but {error} than what was sent before"
             self._broken(reason, "replay_differed", 200)
+            return False
         except Broken as error:
+            self._pass_on(error.before, content_type, False)
             self._lost(f"{where}: {error}", "engine_error")
-        return b""
+            return False
+        return True
 
     def up_end(self) -> None:
         self._call = None
@@ -174,18 +184,9 @@ class Exchange(Failover):
             self._plain_ended()
 
     def _flush(self, content_type: bytes) -> bool:
-        """The last event of a stream that may be replayed; False when another try began."""
-        if self._replay is None:
-            return True
-        ticket, rest = self.ticket, self._joined(self._replay, b"", final=True)
-        if self._ended or self.ticket is not ticket:
-            return False
-        connection = self.connection
-        if connection is not None and rest:
-            if not connection.started:
-                connection.begin(200, content_type, self._marks())
-            connection.send(rest, hold=True)
-        return True
+        """The last event of a stream that may be replayed; False when the stream ends otherwise."""
+        replay = self._replay
+        return replay is None or self._join(replay, b"", content_type, True, rest=True)
 
     def _stream_ended(self) -> None:
         last, route = self._tail.strip(), self.route

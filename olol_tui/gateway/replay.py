@@ -7,6 +7,7 @@ engine says, text for text; the rest is passed on. If they differ the client hea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -22,11 +23,18 @@ MAX_ITEMS = 200_000
 Outcome = Literal["done", "differed", "failed"]
 
 
-class Differs(Exception):
+class Interrupted(Exception):
+    """A stream cannot go on as it is."""
+
+    before = b""
+    """What the client still gets of it."""
+
+
+class Differs(Interrupted):
     """The other engine says something else than what the client has already got."""
 
 
-class Broken(Exception):
+class Broken(Interrupted):
     """The engine reported a failure inside its stream. The message is its sentence."""
 
 
@@ -110,11 +118,22 @@ class Replay:
             Differs: see there.
             Broken: see there.
         """
-        return b"".join([self._event(event) for event in self._reader.feed(data)])
+        return self._all(self._reader.feed(data))
 
     def rest(self) -> bytes:
         """The last event, when its stream ended without a newline."""
-        return b"".join([self._event(event) for event in self._reader.rest()])
+        return self._all(self._reader.rest())
+
+    def _all(self, events: Iterator[Event]) -> bytes:
+        out: list[bytes] = []
+        try:
+            for event in events:
+                out.append(self._event(event))  # noqa: PERF401 - those before an error count
+        except Interrupted as error:
+            # It is remembered as sent, so it has to be.
+            error.before = b"".join(out)
+            raise
+        return b"".join(out)
 
     def _event(self, event: Event) -> bytes:
         if event.failure:

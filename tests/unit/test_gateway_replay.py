@@ -212,8 +212,10 @@ def test_tool_calls_and_thoughts_are_texts_of_their_own() -> None:
 def test_an_error_inside_the_stream_is_a_loss(path: str, line: bytes) -> None:
     replay = Replay(INFERENCE[path])
     replay.restart()
-    with pytest.raises(Broken, match="it fell over"):
-        replay.feed(line)
+    first = run(path, WORDS, 1)[:2]
+    with pytest.raises(Broken, match="it fell over") as broken:
+        replay.feed(b"".join(first) + line)
+    assert broken.value.before == b"".join(first), "that much reaches the client"
 
 
 def asked(path: str, body: dict[str, Any], header: bytes = b"deterministic") -> Replay | None:
