@@ -24,6 +24,7 @@ from olol_tui.gateway.library import Library
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.routes import BLOBS, NO_ACCOUNT, is_account
 from olol_tui.gateway.scrape import Scrape
+from olol_tui.gateway.sight import Sight
 from olol_tui.models.names import canonical
 from olol_tui.routing.roster import way_to
 
@@ -45,6 +46,7 @@ class Api:
         self._gateway = gateway
         self._fleet = fleet
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sight = Sight()
         self._library = Library(gateway, fleet)
         self._requests = Requests(gateway)
         self._routes: dict[str, dict[bytes, Handle]] = {
@@ -121,14 +123,16 @@ class Api:
 
     def _json(self, build: Callable[[Fleet], dict[str, Any]]) -> Handle:
         def answer(connection: http.HttpConnection, request: http.Request) -> None:
-            connection.reply(200, msgspec.json.encode(build(self._fleet.fleet)))
+            fleet = self._sight.of(self._fleet.fleet, request.key)
+            connection.reply(200, msgspec.json.encode(build(fleet)))
 
         return answer
 
     def _openai_model(self, connection: http.HttpConnection, request: http.Request) -> None:
         name = request.path.removeprefix("/v1/models/")
         try:
-            found = aggregate.openai_model(self._fleet.fleet, name)
+            fleet = self._sight.of(self._fleet.fleet, request.key)
+            found = aggregate.openai_model(fleet, name)
         except ModelNotFound as error:
             self._gateway.error(connection, request, 404, str(error))
             return
@@ -150,7 +154,7 @@ class Api:
         model = canonical(body.model)
         holders = [
             (node, entry)
-            for node in self._fleet.fleet.nodes
+            for node in self._sight.of(self._fleet.fleet, request.key).nodes
             for entry in node.library
             if canonical(entry.name) == model
         ]

@@ -49,7 +49,7 @@ _PATHS: dict[Need, tuple[str, ...]] = {
         "/olol/v1/commands",
     ),
 }
-_UNDER: tuple[tuple[str, Need], ...] = (
+UNDER: tuple[tuple[str, Need], ...] = (
     ("/v1/models/", "read"),
     ("/olol/v1/requests/", "own"),
     ("/api/blobs/", "admin"),
@@ -62,4 +62,4 @@ def need_of(path: str) -> Need:
     found = SCOPE_OF.get(path)
     if found is not None:
         return found
-    return next((need for start, need in _UNDER if path.startswith(start)), "admin")
+    return next((need for start, need in UNDER if path.startswith(start)), "admin")

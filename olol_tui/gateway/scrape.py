@@ -24,6 +24,10 @@ class Scrape:
         self._exposition: Exposition | None = None
 
     def handle(self, connection: http.HttpConnection, request: http.Request) -> None:
+        if (key := request.key) is not None and key.models:
+            message = f"the API key {key.name} is for some models, and these figures are of all"
+            self._gateway.error(connection, request, 403, message)
+            return
         connection.handler = self._gateway.api.work(self._answer(connection, request))
 
     async def _answer(self, connection: http.HttpConnection, request: http.Request) -> None:

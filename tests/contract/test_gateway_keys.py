@@ -18,7 +18,7 @@ from olol_tui.fleet.snapshot import Fleet
 from olol_tui.gateway.gateway import Gateway
 from olol_tui.gateway.keys import Key, KeyStore
 from olol_tui.gateway.routes import INFERENCE
-from olol_tui.gateway.scopes import SCOPE_OF, need_of
+from olol_tui.gateway.scopes import SCOPE_OF, UNDER, need_of
 from olol_tui.unixhttp import UnixTransport
 from tests.contract.gateway_rig import HandFleet, engine_node, eventually
 from tests.contract.sim_process import sim_engine
@@ -147,6 +147,9 @@ PATHS = [
     "/api/%64elete",
     "/api/tags/../delete",
 ]  # fmt: skip
+READABLE = sorted(
+    path for path, need in SCOPE_OF.items() if need in ("open", "read") and path != "/api/show"
+)
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH")
 ALLOWED = {
     "user": {"open", "infer", "read", "own"},
@@ -187,6 +190,10 @@ async def test_every_route_of_the_gateway_is_in_the_table(tmp_path: Path) -> Non
         routes = {*INFERENCE, *here.gateway.api.paths}
         assert {path for path in routes if path not in SCOPE_OF} == set()
         assert {path for path in INFERENCE if need_of(path) != "infer"} == set()
+        # What the matrix asks is every path there is, also those that begin in some way.
+        assert {path for path in routes if path not in PATHS} == set()
+        for start in UNDER:
+            assert any(path.startswith(start) for path in PATHS), start
 
 
 async def test_a_key_without_its_model_is_refused_before_anybody_says_what_exists(
@@ -201,6 +208,35 @@ async def test_a_key_without_its_model_is_refused_before_anybody_says_what_exist
                 reply = await client.post("/api/generate", json={**ask(), "model": model})
                 assert reply.status_code == 403
                 assert "may not use the model" in reply.json()["error"]
+
+
+async def test_a_key_for_some_models_sees_no_others(tmp_path: Path) -> None:
+    async with sim_engine(**FAST) as engine:
+        await engine.load(MODEL)
+        async with door(tmp_path, engine.address) as here:
+            some = await here.client("some", models=("llama3*",))
+            every = await here.client("every")
+            for path in READABLE:
+                seen, all_of_it = await some.get(path), await every.get(path)
+                assert all_of_it.status_code == 200, path
+                if path == "/metrics":
+                    assert seen.status_code == 403
+                    continue
+                assert seen.status_code == 200, path
+                assert "qwen3" not in seen.text, path
+            for path in ("/api/tags", "/api/ps", "/v1/models", "/api/models", "/api/servers"):
+                assert MODEL in (await some.get(path)).text, path
+                assert "qwen3:8b" in (await every.get(path)).text, path
+            hidden = await some.get("/v1/models/qwen3:8b")
+            absent = await some.get("/v1/models/absent")
+            assert (hidden.status_code, absent.status_code) == (404, 404)
+            assert (await some.get(f"/v1/models/{MODEL}")).status_code == 200
+            for model, status in ((MODEL, 200), ("qwen3:8b", 404), ("absent", 404)):
+                shown = await some.post("/api/show", json={"model": model})
+                assert shown.status_code == status, model
+            hidden = await some.post("/api/show", json={"model": "qwen3:8b"})
+            absent = await some.post("/api/show", json={"model": "absent"})
+            assert hidden.text.replace("qwen3:8b", "absent") == absent.text, "not even a hint"
 
 
 async def test_requests_a_minute(tmp_path: Path) -> None:
