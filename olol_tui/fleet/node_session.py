@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import msgspec
 
 from olol_tui.config import NodeConfig
 from olol_tui.errors import NodeError, OlolError
-from olol_tui.fleet import desired, limits
+from olol_tui.fleet import desired, limits, walls
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.engine_client import EngineClient
 from olol_tui.fleet.identity import Identity
@@ -327,6 +328,7 @@ class NodeSession:
             self._facts.hello = msgspec.structs.replace(hello, version=frame.version)
         self._facts.frame = frame
         self._facts.frame_at_s = self._facts.contact_s = now_s
+        self._facts.clock_ahead_s = walls.ahead_s(frame.t_wall, time.time())
         self._facts.state = "ready"
         self._facts.link_error = ""
         self._facts.show_devices()

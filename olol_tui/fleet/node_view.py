@@ -24,6 +24,7 @@ from olol_tui.fleet.snapshot import (
     NodeState,
     ProvisionStep,
 )
+from olol_tui.fleet.walls import in_our_time
 from olol_tui.fleet.wire import Frame, Hello, Holder, Inventory, Spec, Status
 from olol_tui.fleet.wishes import Wishes
 
@@ -52,6 +53,8 @@ class NodeFacts:
     """As last told, with their roles."""
     frame: Frame | None = None
     frame_at_s: float = 0.0
+    clock_ahead_s: float = 0.0
+    """Its wall clock minus ours; see `walls`."""
     contact_s: float | None = None
     """Fleet clock at which the agent last said anything."""
     holder: Holder | None = None
@@ -112,7 +115,8 @@ def build_node(
     helpers = tuple(engine for engine in engines if engine.kind in HELPERS)
     engines = [engine for engine in engines if engine.kind not in HELPERS]
     finished = [
-        _with_wishes(overlay.apply(engine, now_s), wishes, expires_at) for engine in engines
+        _with_wishes(overlay.apply(engine, now_s), wishes, expires_at, facts.clock_ahead_s)
+        for engine in engines
     ]
     reserved = wishes.splits.reserved_on(facts.name)
     devices = limited(facts.devices, facts.vram_limit, finished, reserved)
@@ -151,14 +155,15 @@ def build_node(
         question=road.question,
         survives_reboot=road.survives_reboot,
         last_contact_s=facts.contact_s,
-        managed_by="" if facts.holder is None else _since(facts.holder),
+        managed_by="" if facts.holder is None else _since(facts.holder, facts.clock_ahead_s),
         draining=wishes.is_draining(facts.name),
+        clock_ahead_s=facts.clock_ahead_s,
     )
 
 
-def _since(holder: Holder) -> str:
+def _since(holder: Holder, ahead_s: float) -> str:
     """`ops@laptop since 12:03`, in this console's time."""
-    moment = datetime.fromtimestamp(holder.since_wall)
+    moment = datetime.fromtimestamp(holder.since_wall - ahead_s)
     is_today = moment.date() == datetime.now().date()
     return f"{holder.name} since {moment:{'%H:%M' if is_today else '%Y-%m-%d %H:%M'}}"
 
@@ -266,14 +271,17 @@ def _expected(facts: NodeFacts, reported: set[str], cordoned: bool, now_s: float
     return engines
 
 
-def _with_wishes(engine: Engine, wishes: Wishes, expires_at: Callable[[str], str]) -> Engine:
-    """Marks pinned models, and when a runner's model will go."""
+def _with_wishes(
+    engine: Engine, wishes: Wishes, expires_at: Callable[[str], str], ahead_s: float
+) -> Engine:
+    """Marks pinned models, and when a model will go, by our clock."""
     if not engine.loaded:
         return engine
     marked: list[Loaded] = []
     for loaded in engine.loaded:
         pinned = wishes.is_pinned(loaded.name, engine.node, engine.devices)
-        expiry = expires_at(engine.id) if engine.kind in RUNNERS else loaded.expires_at
+        told = in_our_time(loaded.expires_at, ahead_s)
+        expiry = expires_at(engine.id) if engine.kind in RUNNERS else told
         if pinned == loaded.pinned and expiry == loaded.expires_at:
             marked.append(loaded)
         else:

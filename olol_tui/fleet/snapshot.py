@@ -347,6 +347,8 @@ class Node:
     """`ops@laptop since 12:03` when another controller manages it: then it is read-only here."""
     draining: bool = False
     """Cordoned, and a Drain waits for its last requests."""
+    clock_ahead_s: float = 0.0
+    """Its wall clock minus ours; 0 while that misleads nobody. All times here are ours."""
 
 
 @dataclass(frozen=True, slots=True)

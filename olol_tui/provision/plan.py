@@ -288,7 +288,11 @@ def _notes(facts: Facts) -> list[str]:
     if abs(facts.clock_ahead_s) > CLOCK_TOLERANCE_S:
         hours = abs(facts.clock_ahead_s) / 3600
         side = "ahead of" if facts.clock_ahead_s > 0 else "behind"
-        notes.append(f"its clock is {hours:.1f} h {side} ours; nothing here depends on it")
+        # Leases, ages and requests are timed by clocks that only go forward, and here.
+        notes.append(
+            f"its clock is {hours:.1f} h {side} ours: nothing breaks, times are shown in ours; "
+            "only SSH and TLS certificates may seem expired there"
+        )
     if facts.driver_error:
         notes.append(f"NVIDIA driver: {facts.driver_error}")
     if facts.listening_ollama:

@@ -101,6 +101,7 @@ def facts_json(facts: Facts) -> dict[str, Any]:
         "user": facts.user,
         "python": None if python is None else {"path": python.path, "version": python.version},
         "directory": facts.base,
+        "clock_ahead_s": round(facts.clock_ahead_s, 1),
         "free_bytes": facts.disk.free_bytes,
         "noexec": facts.disk.noexec,
         "linger": facts.linger,

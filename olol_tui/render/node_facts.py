@@ -38,6 +38,7 @@ def node_facts(node: Node, fleet: Fleet) -> Pairs:
         ("ram", size_pair(node.memory_used_bytes, node.memory_bytes)),
     ]
     optional = (
+        ("clock", clock_words(node.clock_ahead_s)),
         ("ssh", node.ssh_command),
         ("pool", node.pool),
         ("managed by", node.managed_by),
@@ -51,6 +52,16 @@ def node_facts(node: Node, fleet: Fleet) -> Pairs:
     ]
     pairs.append(("library", ", ".join(m.name for m in node.library) or "empty"))
     return pairs
+
+
+def clock_words(ahead_s: float) -> str:
+    """`24.0 h ahead of ours; times are shown in ours`; empty for a clock that goes right."""
+    if not ahead_s:
+        return ""
+    off_s = abs(ahead_s)
+    size = f"{off_s / 3600:.1f} h" if off_s >= 3600 else f"{off_s / 60:.0f} min"
+    size = f"{off_s:.0f} s" if off_s < 120 else size
+    return f"{size} {'ahead of' if ahead_s > 0 else 'behind'} ours; times are shown in ours"
 
 
 def _device_words(device: Device) -> str:

@@ -6,15 +6,11 @@ The node's agent and engines are real processes; only its GPUs are simulated.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -24,7 +20,7 @@ from urllib.request import urlopen
 import pytest
 
 from olol_tui import agent_zip
-from olol_tui.config import ClusterConfig, EnginesConfig, NodeConfig, SimulatedConfig
+from olol_tui.config import ClusterConfig, NodeConfig, SimulatedConfig
 from olol_tui.errors import PlacementError, ReadOnly
 from olol_tui.fleet.commands import (
     AdoptEndpoint,
@@ -51,8 +47,8 @@ pytestmark = needs_sshd
 STATE = "state"
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Sshd]:
+@contextmanager
+def sshd_with_a_node(tmp_path: Path) -> Iterator[Sshd]:
     with sshd(tmp_path / "sshd") as running:
         try:
             yield running
@@ -60,6 +56,12 @@ def server(tmp_path: Path) -> Iterator[Sshd]:
             # A test that fails has not uninstalled what it put there.
             for pid in processes_with(str(tmp_path / "node")):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Sshd]:
+    with sshd_with_a_node(tmp_path) as running:
+        yield running
 
 
 def node_config(server: Sshd, tmp_path: Path, **fields: Any) -> NodeConfig:
@@ -380,55 +382,6 @@ async def test_an_ollama_of_somebody_else_is_used_over_the_road(
             assert [node.name for node in fleet.fleet.nodes] == ["h1"]
             await uninstalled(fleet)
         urlopen(f"{url}/api/version", timeout=10).close()
-
-
-def ollama_release(folder: Path, version: str) -> str:
-    """An archive with a server that says this version."""
-    program = FAKE_OLLAMA.format(python=sys.executable).replace("0.99.1", version)
-    head, rest = program.split("\n", 1)
-    told = f"import sys\nif '--version' in sys.argv: sys.exit(print('ollama version is {version}'))"
-    data = f"{head}\n{told}\n{rest}".encode()
-    folder.mkdir()
-    path = folder / "ollama.tgz"
-    with tarfile.open(path, "w:gz") as tar:
-        info = tarfile.TarInfo("bin/ollama")
-        info.size, info.mode = len(data), 0o755
-        tar.addfile(info, io.BytesIO(data))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "sha256sum.txt").write_text(f"{digest}  ollama.tgz\n")
-    return str(path)
-
-
-@pytest.mark.skipif(shutil.which("ollama") is not None, reason="an Ollama is installed here")
-async def test_engines_follow_a_newer_archive_one_by_one(server: Sshd, tmp_path: Path) -> None:
-    node = node_config(server, tmp_path).model_copy(update={"simulated": None, "engine": "ollama"})
-    for version in ("0.12.3", "0.13.0"):
-        archive = ollama_release(tmp_path / version, version)
-        cluster = ClusterConfig(nodes={"h1": node}, engines=EnginesConfig(ollama_archive=archive))
-        async with rig(tmp_path / STATE, cluster, keep=True) as fleet:
-            if version == "0.12.3":
-                asked = await fleet.until(lambda f: f.nodes[0].question)
-                assert asked.nodes[0].question is not None
-                await fleet.do(TrustHostKey("h1", asked.nodes[0].question.fingerprint))
-                await fleet.do(Provision("h1"))
-                await fleet.ready()
-                before = fleet.node("h1").engines
-                continue
-            await fleet.ready()
-            # Only a human's word changes an engine.
-            assert [e.pid for e in fleet.node("h1").engines] == [e.pid for e in before]
-            done = await fleet.do(Provision("h1"))
-            assert "changed: engine" in done.message
-            now = fleet.node("h1").engines
-            assert [e.version for e in now] == ["0.13.0"] * len(before)
-            assert not {e.pid for e in now} & {e.pid for e in before}
-            steps = {step.name: step for step in fleet.node("h1").steps}
-            assert "Ollama 0.12.3 → 0.13.0" in steps["engine"].message
-            assert now[0].id in steps["engines"].message
-            assert len(list((tmp_path / "node/engines").glob("ollama-*"))) == 1, "the old one went"
-            again = await fleet.do(Provision("h1"))
-            assert "nothing had to be changed" in again.message
-            await uninstalled(fleet)
 
 
 async def test_direct_transport_takes_requests_past_ssh(server: Sshd, tmp_path: Path) -> None:
