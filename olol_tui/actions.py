@@ -76,6 +76,11 @@ def _node(
     return Action(name, (key,), label, help, "Nodes", _on("nodes"), dangerous, footer)
 
 
+def _request(name: str, key: str, label: str, help: str, footer: int) -> Action:
+    """A row of the Requests screen that changes what becomes of them."""
+    return Action(name, (key,), label, help, "Requests", _on("requests"), True, footer)
+
+
 _LISTS = _on("fleet", "placement", "requests", "nodes", "logs")
 _SIDES = _on("fleet", "placement", "nodes")
 _PLACES = _on("fleet", "placement")
@@ -193,16 +198,15 @@ ACTIONS: tuple[Action, ...] = (
         footer=8,
     ),
     # Requests
-    Action(
-        "cancel_request",
-        ("ctrl+d",),
-        "Cancel",
-        "cancel the request under the cursor",
-        "Requests",
-        _on("requests"),
-        dangerous=True,
-        footer=2,
+    _request("cancel_request", "ctrl+d", "Cancel", "cancel the request under the cursor", 2),
+    _request(
+        "pause_model",
+        "p",
+        "Pause model",
+        "let requests of the model under the cursor wait; again resumes it",
+        4,
     ),
+    _request("reroute_request", "r", "Reroute", "send a queued request to another engine", 5),
     Action(
         "pause_view",
         ("u",),

@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         help="accept that everybody who can reach --host may use every model",
     )
     parser.add_argument("--port", type=_port, help="port, 0 for any")
+    parser.add_argument(
+        "--max-queue", type=_bound, metavar="N", help="requests that may wait for a slot"
+    )
+    parser.add_argument(
+        "--max-body", type=_size, metavar="SIZE", help="of a request, such as 128MiB"
+    )
     parser.add_argument("--serve", action="store_true", help="gateway without a console")
     parser.add_argument("--once", action="store_true", help="print one snapshot and end")
     parser.add_argument("--json", action="store_true", help="with --once: as JSON")
@@ -137,6 +143,19 @@ def _parser() -> argparse.ArgumentParser:
         if name == "move":
             command.add_argument("to", metavar="TO-NODE/GPU", type=_target)
         command.set_defaults(run=_run_command, command=name)
+    for name, help_text in (
+        ("pause", "let the requests of a model wait, also after a restart"),
+        ("resume", "let them go on"),
+    ):
+        command = commands.add_parser(name, parents=[shared], help=help_text)
+        command.add_argument("model", metavar="MODEL")
+        command.set_defaults(run=_run_command, command=name)
+    reroute = commands.add_parser("reroute", parents=[shared], help="send a queued request away")
+    reroute.add_argument("request", metavar="REQUEST")
+    way = reroute.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", default="", metavar="NODE|ENGINE", help="nowhere but there")
+    way.add_argument("--away", default="", metavar="NODE|ENGINE", help="anywhere but there")
+    reroute.set_defaults(run=_run_command, command="reroute")
     cancel = commands.add_parser("cancel", parents=[shared], help="end a request")
     cancel.add_argument("request", metavar="REQUEST")
     cancel.set_defaults(run=_run_command, command="cancel")
@@ -165,6 +184,21 @@ def _count(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= 1024:
         return int(text)
     raise argparse.ArgumentTypeError(f"expected a number from 1 to 1024, got {text!r}")
+
+
+def _bound(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 1_000_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1000000, got {text!r}")
+
+
+def _size(text: str) -> int:
+    from olol_tui.units import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _target(text: str) -> tuple[str, str]:
@@ -206,7 +240,8 @@ async def _console(args: argparse.Namespace, config: ClusterConfig, paths: Paths
     options = _options(args, paths)
     if not await serving.wait_for_core(paths):
         return await serving.embed(config, paths, options)
-    given = [f"--{name}" for name in ("config", "host", "port") if getattr(args, name) is not None]
+    named = ("config", "host", "port", "max_queue", "max_body")
+    given = [f"--{name.replace('_', '-')}" for name in named if getattr(args, name) is not None]
     if given:
         raise serving.AlreadyRunning(
             f"{', '.join(given)} would have no effect on the core that serves {paths.state_dir}",
@@ -284,6 +319,10 @@ def _command(args: argparse.Namespace) -> AnyCommand:
 
     if args.command == "cancel":
         return commands.CancelRequest(args.request)
+    if args.command == "reroute":
+        return commands.RerouteRequest(args.request, args.to, args.away)
+    if args.command in ("pause", "resume"):
+        return commands.PauseModel(args.model, paused=args.command == "pause")
     node, device = args.at
     match args.command:
         case "place":
@@ -301,7 +340,8 @@ def _config(args: argparse.Namespace, paths: Paths) -> ClusterConfig:
     from olol_tui.config import load
 
     config = load(paths.config_file, must_exist=args.config is not None)
-    given = {name: getattr(args, name) for name in ("host", "port")}
+    given = {name: getattr(args, name) for name in ("host", "port", "max_queue")}
+    given["max_body_bytes"] = args.max_body
     changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
     if args.insecure_no_keys:
         changed["insecure_no_keys"] = True

@@ -21,6 +21,7 @@ from olol_tui.gateway.dialects.anthropic import COUNT_TOKENS
 from olol_tui.gateway.inspect import ROOT as REQUESTS
 from olol_tui.gateway.inspect import Requests
 from olol_tui.gateway.library import Library
+from olol_tui.gateway.pausing import MODELS, Pausing
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.routes import BLOBS, NO_ACCOUNT, is_account
 from olol_tui.gateway.scrape import Scrape
@@ -48,7 +49,8 @@ class Api:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sight = Sight()
         self._library = Library(gateway, fleet)
-        self._requests = Requests(gateway)
+        self._pausing = Pausing(gateway)
+        self._requests = Requests(gateway, self._pausing)
         self._routes: dict[str, dict[bytes, Handle]] = {
             "/": _read(self._root),
             "/health": _read(self._health),
@@ -87,7 +89,9 @@ class Api:
         if methods is None and path.startswith("/v1/models/"):
             methods = {b"GET": self._openai_model}
         if methods is None and path.startswith(REQUESTS + "/"):
-            methods = {b"GET": self._requests.one, b"DELETE": self._requests.cancel}
+            methods = self._requests.methods_of(path)
+        if methods is None and path.startswith(MODELS):
+            methods = {b"POST": self._pausing.model}
         if methods is None and path.startswith(BLOBS):
             methods = self._library.blob_routes
         if methods is None and is_account(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,16 +14,27 @@ from olol_tui.routing.policy import Decision
 
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
+    from olol_tui.gateway.pausing import Pausing
 
 ROOT = "/olol/v1/requests"
+_REROUTE = "/reroute"
 _HEADER_CHARS = 1000
+
+Handle = Callable[[http.HttpConnection, http.Request], None]
 
 
 class Requests:
     """Routes under `/olol/v1/requests`. A key sees its own requests, an admin's all."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, pausing: Pausing) -> None:
         self._gateway = gateway
+        self._pausing = pausing
+
+    def methods_of(self, path: str) -> dict[bytes, Handle]:
+        """What can be done with one request, by its path."""
+        if path.endswith(_REROUTE):
+            return {b"POST": self.reroute}
+        return {b"GET": self.one, b"DELETE": self.cancel}
 
     def every(self, connection: http.HttpConnection, request: http.Request) -> None:
         ledger = self._gateway.ledger
@@ -56,8 +68,18 @@ class Requests:
             message = f"the request {record.id} has ended: {record.state}"
             self._gateway.error(connection, request, 409, message)
 
+    def reroute(self, connection: http.HttpConnection, request: http.Request) -> None:
+        record = self._find(request)
+        if record is None:
+            self._unknown(connection, request)
+        elif not _sees_all(request.key):
+            message = "only a key with the scope 'admin' may choose where requests go"
+            self._gateway.error(connection, request, 403, message)
+        else:
+            self._pausing.reroute(connection, request, record.id)
+
     def _find(self, request: http.Request) -> Record | None:
-        request_id = request.path.removeprefix(ROOT + "/")
+        request_id = _id(request)
         ledger = self._gateway.ledger
         record = ledger.live.get(request_id) or next(
             (one for one in ledger.finished if one.id == request_id), None
@@ -68,9 +90,13 @@ class Requests:
 
     def _unknown(self, connection: http.HttpConnection, request: http.Request) -> None:
         # The same words for one that is somebody else's: ids are easy to guess.
-        request_id = request.path.removeprefix(ROOT + "/")
+        request_id = _id(request)
         message = f"no request {request_id[:40]!r} runs or ended lately"
         self._gateway.error(connection, request, 404, message)
+
+
+def _id(request: http.Request) -> str:
+    return request.path.removeprefix(ROOT + "/").removesuffix(_REROUTE)
 
 
 def _sees_all(key: Key | None) -> bool:

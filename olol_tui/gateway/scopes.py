@@ -52,6 +52,7 @@ _PATHS: dict[Need, tuple[str, ...]] = {
 UNDER: tuple[tuple[str, Need], ...] = (
     ("/v1/models/", "read"),
     ("/olol/v1/requests/", "own"),
+    ("/olol/v1/models/", "admin"),
     ("/api/blobs/", "admin"),
 )
 SCOPE_OF: dict[str, Need] = {path: need for need, paths in _PATHS.items() for path in paths}

@@ -104,6 +104,7 @@ def request_facts(request: Request) -> Pairs:
         ("model", request.model),
         ("client", request.client),
         ("call", f"{request.dialect} {request.path}{', streaming' if request.stream else ''}"),
+        ("class", request.priority),
         ("age", seconds(request.age_s)),
         ("where", request.where or "-"),
         ("engine", request.engine or "-"),
@@ -114,6 +115,13 @@ def request_facts(request: Request) -> Pairs:
         ("tok/s", rate(request.tokens_per_s)),
         ("status", "-" if request.status is None else str(request.status)),
     ]
+    if request.position is not None:
+        ahead = f"{request.position - 1} before it" if request.position > 1 else "next"
+        expected = request.expected_s
+        told = "nobody knows how long" if expected is None else f"about {seconds(expected)} to go"
+        pairs.append(("place", f"{ahead}, {told}"))
+    if request.deadline_s is not None:
+        pairs.append(("deadline", f"in {seconds(request.deadline_s)}"))
     if request.error:
         pairs.append(("error", request.error))
     pairs.append(("why", request.why or "not said"))

@@ -79,11 +79,19 @@ def _cell(request: Request, key: str) -> str:
         "age": tenths(request.age_s),
         "model": request.model,
         "client": request.client,
-        "where": request.where or "-",
+        "where": request.where or place_words(request) or "-",
         "wait": seconds(request.wait_s),
         "ttft": seconds(request.ttft_s),
         "speed": rate(request.tokens_per_s),
     }[key]
+
+
+def place_words(request: Request) -> str:
+    """`#3 ~12.0s`: third in its line, about 12 s to go. Empty when it does not wait."""
+    if request.position is None:
+        return ""
+    wait = "" if request.expected_s is None else f" ~{tenths(request.expected_s)}"
+    return f"#{request.position}{wait}"
 
 
 def _fitted(width: int) -> Fitted:
@@ -115,6 +123,8 @@ def _request_line(
 def _waiting_words(load: ModelLoad, scene: Scene, requests: Sequence[Request]) -> tuple[str, bool]:
     """How long a queue waits, and whether that is because the model loads."""
     name = canonical(load.model)
+    if load.paused:
+        return "paused: p resumes it", True
     for tile in scene.tiles:
         for resident in tile.residents:
             if resident.loading and same(resident.name, name) and not load.replicas:
@@ -141,7 +151,8 @@ def queue_lines(scene: Scene, requests: Sequence[Request], width: int, rows: int
     rule.raw("─" * fill, fill, p.faint).put(tail, p.warn if waiting else p.muted)
     lines = [rule.raw("─" * rule.left, rule.left, p.faint).end()]
     # Busy queues first, then the gateway's order: a queue that empties keeps its place a while.
-    busy = [x for x in loads if x.queued] + [x for x in loads if x.running and not x.queued]
+    busy = [x for x in loads if x.queued]
+    busy += [x for x in loads if (x.running or x.paused) and not x.queued]
     name_width = max(12, min(26, width // 4))
     words_width = 30
     for load in busy[: rows - 1]:

@@ -69,9 +69,12 @@ class Outlook:
         if deadline_s is None or self._speeds.of("", model).samples < CERTAIN_SAMPLES:
             return None
         line = self._room.lines.get(model)
-        # Of the others nobody knows whether they stay: only its own flow's count.
+        # Of the others nobody knows whether they stay: only its own flow's count. And what runs
+        # may all end now.
         ahead = 0 if line is None else line.lane(ticket).ahead(flow, deadline_s)
-        wait_s = self.wait_s(model, ahead + 1, roster, now_s)
+        seats = roster.seats(model)
+        slots = sum(seat.slots for seat in seats if seat.warm and not seat.refused)
+        wait_s = self.wait_s(model, ahead + 1 - slots, roster, now_s)
         if wait_s is None or wait_s / CERTAIN_FACTOR <= deadline_s - now_s:
             return None
         return wait_s

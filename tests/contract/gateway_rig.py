@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 
 from olol_tui.config import GatewayConfig
-from olol_tui.fleet.commands import Accepted, AnyCommand
+from olol_tui.fleet.commands import Accepted, AnyCommand, PauseModel, RerouteRequest
 from olol_tui.fleet.snapshot import Device, Engine, Fleet, GatewayState, Loaded, Model, Node
 from olol_tui.gateway.gateway import Gateway
+from olol_tui.models.names import canonical
 
 
 class HandFleet:
@@ -80,7 +81,15 @@ class HandFleet:
         self.publish(nodes=tuple(nodes))
 
     async def submit(self, command: AnyCommand) -> Accepted:
+        """As the controller: what changes requests is done at once."""
         self.submitted.append(command)
+        match command:
+            case PauseModel():
+                others = [name for name in self.fleet.paused if name != canonical(command.model)]
+                paused = [canonical(command.model)] if command.paused else []
+                self.publish(paused=(*others, *paused))
+            case RerouteRequest():
+                self.reroute(command.request, command.to, command.away)
         return Accepted("op1")
 
     async def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from olol_tui.config import load
-from olol_tui.errors import ConfigError, NodeError, OlolError, PlacementError
+from olol_tui.errors import ConfigError, ModelNotFound, NodeError, OlolError, PlacementError
 from olol_tui.fleet import drains
 from olol_tui.fleet.commands import (
     AddNode,
@@ -18,15 +18,18 @@ from olol_tui.fleet.commands import (
     CancelProvision,
     Drain,
     GivePassphrase,
+    PauseModel,
     Place,
     Provision,
     Reconnect,
     RemoveNode,
+    RerouteRequest,
     SetCordon,
     SetRole,
     TrustHostKey,
 )
 from olol_tui.fleet.snapshot import GatewayState, Request
+from olol_tui.models.names import canonical
 from tests.contract.fleet_rig import Rig, rig, simulated_cluster
 
 FILE = """\
@@ -42,7 +45,7 @@ CLOSED = {"host": "127.0.0.1", "port": 1}
 @asynccontextmanager
 async def from_file(tmp_path: Path, text: str = FILE) -> AsyncIterator[Rig]:
     path = tmp_path / "state" / "cluster.toml"
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     async with rig(tmp_path / "state", load(path)) as fleet:
         await fleet.ready()
@@ -232,3 +235,18 @@ async def test_a_role_waits_for_requests_on_its_gpu_and_no_others(tmp_path: Path
             lambda f: any(o.id == operation and o.state == "done" for o in f.operations)
         )
         assert [engine.id for engine in fleet.node().engines] == ["n1/simulated-gpu1"]
+
+
+async def test_a_paused_model_stays_paused_over_a_restart(tmp_path: Path) -> None:
+    async with from_file(tmp_path) as fleet:
+        model = fleet.node().library[0].name
+        await fleet.do(PauseModel(model))
+        assert fleet.fleet.paused == (canonical(model),)
+        with pytest.raises(ModelNotFound, match="no node has no-such-model"):
+            await fleet.controller.submit(PauseModel("no-such-model"))
+        with pytest.raises(OlolError, match="there is no gateway"):
+            await fleet.controller.submit(RerouteRequest("r1", to="n1"))
+    async with from_file(tmp_path) as fleet:
+        assert fleet.fleet.paused == (canonical(model),)
+        await fleet.do(PauseModel(model, paused=False))
+        assert fleet.fleet.paused == ()

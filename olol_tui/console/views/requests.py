@@ -7,6 +7,7 @@ from textual.events import Key
 from olol_tui.console.dialogs.ask import Answer, Ask
 from olol_tui.console.dialogs.sheet import Sheet
 from olol_tui.console.views.base import Host
+from olol_tui.console.views.request_actions import RequestActions
 from olol_tui.console.views.rows import RowsView
 from olol_tui.fleet.commands import CancelRequest
 from olol_tui.fleet.snapshot import Request
@@ -66,6 +67,7 @@ class RequestsView(RowsView):
         self._held: tuple[Request, ...] | None = None
         """The requests as they were when the view was paused."""
         self._shown: list[Request] = []
+        self._actions = RequestActions(host)
 
     def _everything(self) -> tuple[Request, ...]:
         return self.scene.fleet.requests if self._held is None else self._held
@@ -131,9 +133,13 @@ class RequestsView(RowsView):
         return super().intercept(key)
 
     def can(self, action: str) -> bool:
+        request = self.current()
         if action == "cancel_request":
-            request = self.current()
             return request is not None and is_live(request)
+        if action == "reroute_request":
+            return request is not None and request.state == "queued"
+        if action == "pause_model":
+            return request is not None
         return super().can(action)
 
     def do_sort_rows(self) -> None:
@@ -167,6 +173,17 @@ class RequestsView(RowsView):
             self.host.say("this request has no engine yet", severity="warning")
             return
         self.host.open_log(request.engine.split("/", 1)[0], request.engine)
+
+    def do_pause_model(self) -> None:
+        if (request := self.current()) is not None:
+            self._actions.pause(request)
+
+    def do_reroute_request(self) -> None:
+        request = self.current()
+        if request is None or request.state != "queued":
+            self.host.say("only a request that waits can be sent elsewhere", severity="warning")
+            return
+        self._actions.reroute(request)
 
     def do_cancel_request(self) -> None:
         request = self.current()
