@@ -153,6 +153,9 @@ class Exchange(Failover):
         if not connection.started:
             connection.begin(200, content_type, self._marks())
         connection.send(data, hold=final)
+        if connection.paused and self._call is not None:
+            # Its client may not have read what came before this request either.
+            self._call.pause()
 
     def _join(
         self, replay: Replay, data: bytes, content_type: bytes, final: bool, *, rest: bool = False
@@ -287,4 +290,5 @@ class Exchange(Failover):
             # Keep-alive race: the engine closed an idle connection as we wrote to it.
             self._send(seat, self._payload(seat), fresh=True)
             return
-        self._lost(f"{seat.where}: {reason}")
+        unreached = call is not None and call.connection is None
+        self._lost(f"{seat.where}: {reason}", "connect_failed" if unreached else "engine_lost")

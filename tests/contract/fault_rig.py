@@ -18,21 +18,21 @@ class ScriptedEngine:
 
     def __init__(self, script: Script) -> None:
         self._script = script
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.requests = 0
         self.address = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._open[task] = writer
         try:
             while not writer.is_closing():
                 await self._answer(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the gateway has left
         finally:
-            self._tasks.discard(task)
+            del self._open[task]
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -47,9 +47,9 @@ class ScriptedEngine:
         await self._script(reader, writer)
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._open.values():
+            writer.transport.abort()
+        await asyncio.gather(*self._open)
 
 
 @contextlib.asynccontextmanager
