@@ -151,7 +151,8 @@ def _splits(fleet: Fleet) -> Iterable[list[Cell]]:
             facts.append(f"{len(split.parts)} devices, {split.tokens_factor:.0%} of one's speed")
         if split.restarts:
             took = "" if split.restart_s is None else f", the last in {_seconds(split.restart_s)}"
-            facts.append(f"restarted {split.restarts} times{took}")
+            often = "once" if split.restarts == 1 else f"{split.restarts} times"
+            facts.append(f"restarted {often}{took}")
         tone: Tone = "bad" if split.state in ("backoff", "failed") else "plain"
         yield [
             Cell(split.model),

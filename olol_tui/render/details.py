@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from olol_tui.fleet.snapshot import Engine, Fleet, Request
+from olol_tui.fleet.snapshot import Engine, Fleet, Request, Split
 from olol_tui.render.text import (
     age,
     celsius,
@@ -75,7 +75,12 @@ def tile_facts(tile: Tile, fleet: Fleet) -> Pairs:
         pairs.append(("node error", node.error))
     for url in node.foreign:
         pairs.append(("foreign", f"{url} (an Ollama we did not start: shown, never touched)"))
+    for split in fleet.splits:
+        if tile.key in split.devices:
+            pairs.extend(split_facts(split))
     for resident in tile.residents:
+        if resident.of_layers:
+            continue
         if resident.loading:
             progress = "" if resident.progress is None else f" {percent(100 * resident.progress)}"
             pairs.append(("model", f"{resident.name}: loading{progress}"))
@@ -90,6 +95,28 @@ def tile_facts(tile: Tile, fleet: Fleet) -> Pairs:
     for engine in tile.engines:
         pairs.append(("", ""))
         pairs.extend(engine_facts(engine, fleet))
+    return pairs
+
+
+def split_facts(split: Split) -> Pairs:
+    """One model over its devices: what was planned, what its head's log says."""
+    pairs: Pairs = [
+        ("split", f"{split.model}: {split.state}, {len(split.parts)} devices, head {split.node}"),
+        ("", f"expected at {percent(100 * split.tokens_factor)} of one such GPU's tokens/s"),
+    ]
+    for part in split.parts:
+        layers = part.layers if part.real_layers is None else part.real_layers
+        output = " + output" if part.has_output else ""
+        held = size(part.planned_bytes) if part.real_bytes is None else size(part.real_bytes)
+        word = "planned" if part.real_bytes is None else f"of {size(part.planned_bytes)} planned"
+        done = "" if part.progress is None else f", {percent(100 * part.progress)} there"
+        road = f", {part.road}" if part.road else ", the head's own"
+        pairs.append((part.where, f"{layers} layers{output}: {held} {word}{done}{road}"))
+    if split.restarts:
+        took = f", the last in {seconds(split.restart_s)}" if split.restart_s else ""
+        pairs.append(("restarts", f"{split.restarts}{took}"))
+    if split.error:
+        pairs.append(("error", split.error))
     return pairs
 
 

@@ -167,9 +167,12 @@ def draw_matrix(
             row.put(_replicas(model, marks), q.base if model.replicas else q.faint, 5, ">").gap()
             row.put(str(model.queued or "-"), q.warn if model.queued else q.faint, 5, ">")
         y = len(frame.lines)
-        for index, tile in _across(row, shown, layout):
+        link = _link(model.name, shown, held)
+        for index, tile in _across(row, shown, layout, link, q.ok):
             cell = (model.name, tile.key)
             text, style = _content(model, tile, held.get(cell), marks.get(cell, ""), q)
+            if index in link:
+                text, style = _linked(text, index, link, layout.cell), q.ok
             if cell == cursor:
                 text, style = f"{text:^{layout.cell}}", scene.palettes.base.chip
             at = layout.first + index
@@ -189,13 +192,45 @@ def _held(tiles: Sequence[Tile]) -> dict[Cell, Resident]:
     return {(canonical(r.name), tile.key): r for tile in tiles for r in tile.residents}
 
 
-def _across(row: Row, shown: Sequence[Tile], layout: Grid) -> Iterator[tuple[int, Tile]]:
-    """Bring the row to each device's place in turn; nodes stand a little apart."""
+def _across(
+    row: Row,
+    shown: Sequence[Tile],
+    layout: Grid,
+    link: range = range(0),
+    style: Style | None = None,
+) -> Iterator[tuple[int, Tile]]:
+    """Bring the row to each device's place in turn; nodes stand a little apart.
+
+    Args:
+        link: devices between which a line is drawn, in `style`.
+    """
     row.to(layout.left)
     for index, tile in enumerate(shown):
         if index and tile.node.name != shown[index - 1].node.name:
-            row.gap(_NODE_GAP)
+            if style is not None and index in link and index - 1 in link:
+                row.raw("─" * _NODE_GAP, _NODE_GAP, style)
+            else:
+                row.gap(_NODE_GAP)
         yield index, tile
+
+
+def _link(model: str, shown: Sequence[Tile], held: Mapping[Cell, Resident]) -> range:
+    """From the first to the last device of a split among those that are shown."""
+    parts = [
+        index
+        for index, tile in enumerate(shown)
+        if (one := held.get((model, tile.key))) is not None and one.of_layers
+    ]
+    return range(parts[0], parts[-1] + 1) if parts else range(0)
+
+
+def _linked(text: str, index: int, link: range, width: int) -> str:
+    """A cell of a split, joined to its neighbours; cells between its devices are the line."""
+    if text in ("", "·", "×"):
+        return "─" * width
+    space = max(0, width - cells(text))
+    left = ("─" if index > link.start else " ") * (space // 2)
+    return f"{left}{text}{('─' if index < link.stop - 1 else ' ') * (space - space // 2)}"
 
 
 def _node_line(shown: Sequence[Tile], layout: Grid, width: int, p: Palette) -> Line:
@@ -245,6 +280,9 @@ def _content(
     """A cell's text and style."""
     if mark:
         return mark, p.warn if mark == "[-]" else p.accent
+    if resident is not None and resident.of_layers:
+        glyph = "▒" if resident.loading else "◆" if resident.is_head else ""
+        return f"{glyph}{resident.layers}", p.loading if resident.loading else p.ok
     if resident is not None:
         if resident.loading:
             done = "" if resident.progress is None else f"{100 * resident.progress:.0f}"

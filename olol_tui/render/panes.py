@@ -163,6 +163,8 @@ def resident_row(resident: Resident, width: int, palette: Palette) -> Line:
         return row.right(tail, palette.loading, margin=1).end()
     held = size(resident.vram_bytes or resident.size_bytes or None)
     mark = " P" if resident.pinned else ""
+    if resident.of_layers:
+        mark = f"{' ◆' if resident.is_head else ' '}{resident.layers}/{resident.of_layers}L"
     name = short_model(resident.name)
     name = fit(name, min(cells(name), max(4, width - 4 - len(held) - len(mark))))
     row.put("  ").put(name, palette.base).put(mark, palette.pinned)

