@@ -102,4 +102,4 @@ def test_details_and_status_say_planned_and_real() -> None:
     assert "error|h2 is lost" in told
     lines = "\n".join(status_lines(fleet, colour=False))
     assert "80% of one's speed; restarted once, the last in 4 s" in lines
-    assert "40 layers and the output, 17.0 GiB of 20.0 GiB planned" in lines
+    assert "40 layers and the output, 17 GiB of 20 GiB planned" in lines
