@@ -382,7 +382,7 @@ def _explained(
     if isinstance(error, asyncssh.DisconnectError | ConnectionResetError):
         return errors.Unreachable(
             f"{where}: the connection ended before we were let in ({text})",
-            hint="The host may be busy (MaxStartups), or refuse this address for a while.",
+            hint="Is it sshd's port? Else it may be busy (MaxStartups), or refuse us for a while.",
         )
     if isinstance(error, asyncssh.ConfigParseError | asyncssh.KeyImportError):
         return errors.SSHConfigError(f"{where}: {text}")
