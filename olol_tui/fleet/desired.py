@@ -82,11 +82,11 @@ def choose_kind(config: NodeConfig, inventory: Inventory) -> Choice:
     if "embedded" in has:
         return Choice("embedded", "no Ollama, but the embedded engine is installed")
     other = '; or set engine = "llama-server", which is installed' if "llama-server" in has else ""
-    return Choice(
-        None,
-        f"No engine was found: {_HOW_TO_GET['embedded']}, or install Ollama "
-        f"(https://ollama.com/download){other}",
-    )
+    if config.local:
+        how = f"{_HOW_TO_GET['embedded']}, or install Ollama (https://ollama.com/download)"
+    else:
+        how = "name an [engines] ollama_archive and provision again (P), or install Ollama there"
+    return Choice(None, f"No engine was found: {how}{other}")
 
 
 def role_of(config: NodeConfig, device: Device, wished: Mapping[str, Role] = _NO_ROLES) -> Role:

@@ -47,6 +47,8 @@ def test_a_node_without_an_engine_says_how_to_get_one() -> None:
     plan = desired.plan("local", NodeConfig(local=True), inventory())
     assert not plan.specs
     assert "olol-tui[embedded]" in plan.error and "ollama.com/download" in plan.error
+    over_ssh = desired.plan("h1", NodeConfig(host="h1"), inventory())
+    assert "ollama_archive" in over_ssh.error and "pip" not in over_ssh.error
     plan = desired.plan("local", NodeConfig(local=True), inventory("llama-server"))
     assert 'engine = "llama-server"' in plan.error
     plan = desired.plan("local", NodeConfig(local=True, engine="ollama"), inventory("embedded"))

@@ -64,6 +64,10 @@ class Ask(Dialog[str]):
         self._danger = danger
         self._type_first = type_first
         self._edit = LineEdit()
+        self._focus_follows = True
+        """What is typed moves the focus; until somebody moves it."""
+        self._misspelt = False
+        """Something else was typed and entered: that is said, and nothing done."""
         self._body = body
 
     def draw(self, width: int, height: int) -> Frame:
@@ -80,6 +84,8 @@ class Ask(Dialog[str]):
             row.put(" to go on: ", p.muted)
             self._edit.draw(row, p)
             frame.lines.append(row.end())
+            if self._misspelt:
+                frame.lines.extend(paragraph(f"That is not {self._type_first}.", inner, p, "warn"))
         frame.lines.append(blank(inner, p.base))
         labels = [(a.value, a.label) for a in self._answers]
         frame.add(buttons(labels, self._focus, inner, p))
@@ -87,6 +93,11 @@ class Ask(Dialog[str]):
         return boxed(frame, width, p, title=self._title, hint=hint, danger=self._danger)
 
     def pressed(self, key: Key) -> None:
+        is_guess = self._focus_follows and bool(self._edit.text) and not self._typed()
+        self._focus_follows = key.key not in ("tab", "right", "down", "shift+tab", "left", "up")
+        self._misspelt = key.key == "enter" and is_guess and not self._misspelt
+        if self._misspelt:
+            return
         if key.key in ("tab", "right", "down"):
             self._focus = (self._focus + 1) % len(self._answers)
         elif key.key in ("shift+tab", "left", "up"):
