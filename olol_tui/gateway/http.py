@@ -126,6 +126,8 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         self._app.closed(self)
         if handler is not None:
             handler.client_gone()
+        # They hold each other: ten thousand that leave at once would wait for the collector.
+        del self._parser
 
     def pause_writing(self) -> None:
         self.paused = True

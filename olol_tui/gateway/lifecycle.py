@@ -201,6 +201,8 @@ class Lifecycle:
 
     def _end_record(self, state: Any, status: int, error: str) -> None:
         self._ended = True
+        # They hold each other, and with them the body: the collector comes rarely.
+        self.ticket.owner = None
         if self._request.spool is not None:
             self._request.spool.close()
         if self._replay is not None and self.record.replays:

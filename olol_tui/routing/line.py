@@ -17,13 +17,14 @@ class Line:
     """Interactive requests first, batch ones when none of those waits or their turn has come."""
 
     __slots__ = (
-        "batch", "bound", "decided_s", "decision", "interactive", "model", "served_s", "turn_s",
+        "batch", "bound", "count", "decided_s", "decision", "interactive", "model", "served_s", "turn_s",
     )  # fmt: skip
 
     def __init__(self, model: str, now_s: float) -> None:
         self.model = model
         self.interactive = Lane()
         self.batch = Lane()
+        self.count = 0
         self.bound: list[Ticket] = []
         """Those that not every engine will do for: tried first, in nobody's way."""
         self.decision: Decision | None = None
@@ -35,7 +36,7 @@ class Line:
         """Since when batch requests wait for a turn."""
 
     def __len__(self) -> int:
-        return len(self.interactive) + len(self.batch) + len(self.bound)
+        return self.count
 
     def __iter__(self) -> Iterator[Ticket]:
         """Everybody, in no order that means anything."""
@@ -47,8 +48,9 @@ class Line:
         return self.batch if ticket.terms.batch else self.interactive
 
     def add(self, ticket: Ticket, now_s: float) -> None:
-        if not len(self):
+        if not self.count:
             self.served_s = now_s
+        self.count += 1
         if ticket.is_bound:
             self.bound.append(ticket)
             return
@@ -56,7 +58,13 @@ class Line:
             self.turn_s = now_s
         self.lane(ticket).add(ticket)
 
+    def take(self, lane: Lane, ticket: Ticket, cost_s: float) -> None:
+        """A ticket of a lane has got a slot."""
+        lane.take(ticket, cost_s)
+        self.count -= 1
+
     def remove(self, ticket: Ticket) -> None:
+        self.count -= 1
         if ticket.lane is None:
             self.bound.remove(ticket)
         else:

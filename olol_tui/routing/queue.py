@@ -80,7 +80,7 @@ class Queue:
     def reason_to_wait(self, model: str) -> Decision | None:
         """Why the head of a model's queue, and so all behind it, still waits."""
         line = self.room.lines.get(model)
-        return line.decision if line is not None and len(line) else None
+        return line.decision if line is not None and line.count else None
 
     def loading(self, model: str) -> bool:
         return any(name == model for _, name in self.books.loads)
@@ -96,8 +96,8 @@ class Queue:
         model, room = ticket.ask.model, self.room
         line = room.line(model, now_s)
         room.number(ticket)
-        self.books.demand.arrived(model, self.running_of(model) + len(line) + 1, now_s)
-        if not len(line) and model not in room.paused:
+        self.books.demand.arrived(model, self.running_of(model) + line.count + 1, now_s)
+        if not line.count and model not in room.paused:
             decision = self._decide(ticket, roster, 1, 0.0, now_s)
             if decision.action == "dispatch" and decision.seat is not None:
                 if not ticket.is_bound:
@@ -113,6 +113,9 @@ class Queue:
         Args:
             freed: only a slot was given back; whether a load would pay was asked lately.
         """
+        if not self.room.queued:
+            self.books.freed = False
+            return []
         steps = self._pump(model, roster, now_s, freed=freed)
         if self.books.freed:
             self.books.freed = False
@@ -140,7 +143,7 @@ class Queue:
         model = ticket.ask.model
         line = self.room.lines[model]
         self.room.withdraw(line, ticket)
-        if not len(line):
+        if not line.count:
             self.books.claim("", model)
         return True
 
@@ -193,7 +196,7 @@ class Queue:
     def _pump(self, model: str, roster: Roster, now_s: float, *, freed: bool = False) -> list[Step]:
         steps: list[Step] = []
         line = self.room.lines.get(model)
-        if line is None or not len(line):
+        if line is None or not line.count:
             return steps
         if model in self.room.paused:
             line.decision = Decision("wait", reason=PAUSED)
@@ -207,7 +210,7 @@ class Queue:
             line.decided_s = now_s
             if not self._serve(line, lane, roster, now_s, steps):
                 break
-        if not len(line):
+        if not line.count:
             self.books.claim("", model)
         return steps
 
@@ -216,7 +219,7 @@ class Queue:
     ) -> bool:
         """One step for whoever is next in a lane; False when nothing can be done now."""
         # Batch requests wait behind the interactive ones, so those do not count them.
-        ahead = len(line) if lane is line.batch else len(line) - len(line.batch)
+        ahead = line.count if lane is line.batch else line.count - len(line.batch)
         for ticket in self._next(lane):
             if ticket.order[0] <= now_s:
                 self.room.withdraw(line, ticket)
@@ -227,7 +230,7 @@ class Queue:
             ticket.decision = line.decision = decision
             seat = decision.seat
             if decision.action == "dispatch" and seat is not None:
-                self.room.take(lane, ticket, self.outlook.cost_s(ticket.ask.model))
+                self.room.take(line, lane, ticket, self.outlook.cost_s(ticket.ask.model))
                 steps.append(self._take(line, ticket, seat, decision, now_s))
                 return True
             if decision.action == "load" and seat is not None:

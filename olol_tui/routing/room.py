@@ -67,11 +67,11 @@ class WaitingRoom:
 
     def queued_of(self, model: str) -> int:
         line = self.lines.get(model)
-        return 0 if line is None else len(line)
+        return 0 if line is None else line.count
 
     def waiting(self) -> list[str]:
         """Models that somebody waits for."""
-        return [model for model, line in self.lines.items() if len(line)]
+        return [model for model, line in self.lines.items() if line.count]
 
     def number(self, ticket: Ticket) -> None:
         """Give a new ticket its place in its flow's order."""
@@ -96,9 +96,9 @@ class WaitingRoom:
             self._hurried += 1
             heapq.heappush(self._deadlines, (*ticket.order, ticket))
 
-    def take(self, lane: Lane, ticket: Ticket, cost_s: float) -> None:
+    def take(self, line: Line, lane: Lane, ticket: Ticket, cost_s: float) -> None:
         """A ticket of a lane has got a slot."""
-        lane.take(ticket, cost_s)
+        line.take(lane, ticket, cost_s)
         self._left(ticket)
 
     def withdraw(self, line: Line, ticket: Ticket) -> None:

@@ -219,22 +219,32 @@ def wait_for(port: int) -> None:
 
 @contextlib.contextmanager
 def gateway(
-    directory: Path, upstream: int, program: tuple[str, ...] = ("-m", "olol_tui")
+    directory: Path,
+    upstream: int,
+    program: tuple[str, ...] = ("-m", "olol_tui"),
+    *,
+    settings: str = "max_queue = 2000",
+    slots: int = 1000,
 ) -> Iterator[tuple[int, int]]:
-    """(port, pid) of `olol-tui --serve` with the engine as its endpoint."""
+    """(port, pid) of `olol-tui --serve` with the engine as its endpoint.
+
+    Args:
+        settings: lines of the table `gateway`.
+        slots: of the endpoint.
+    """
     config = directory / "cluster.toml"
     config.write_text(
         f"""
         [gateway]
         port = 0
-        max_queue = 2000
+        {settings}
         [nodes.local]
         local = true
         engine = "simulated"
         simulated = {{ gpus = 1, vram = "1GiB" }}
         [endpoints.bench]
         url = "http://127.0.0.1:{upstream}"
-        slots = 1000
+        slots = {slots}
         """
     )
     command = [sys.executable, *program, "--serve", "--config", str(config)]
