@@ -17,7 +17,8 @@ class Line:
     """Interactive requests first, batch ones when none of those waits or their turn has come."""
 
     __slots__ = (
-        "batch", "bound", "count", "decided_s", "decision", "interactive", "model", "served_s", "turn_s",
+        "batch", "bound", "count", "decided_s", "decision", "interactive", "model", "served_s",
+        "turn_s",
     )  # fmt: skip
 
     def __init__(self, model: str, now_s: float) -> None:
