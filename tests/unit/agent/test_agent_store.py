@@ -109,6 +109,10 @@ def test_given_files_and_directories(tmp_path: Path) -> None:
     assert set(found) == {"mine:1b", "qwen3-8b:q5_k_m"}
     assert found["mine:1b"]["path"] == str(given)
     assert found["mine:1b"]["chat_template"] == "gemma"
+    assert found["mine:1b"]["capabilities"] == ["completion"]
+    files[0]["chat_template"] = "{% for tool in tools %}{{ tool }}{% endfor %}"
+    able, _ = ask(tmp_path, files=files)
+    assert able["mine:1b"]["capabilities"] == ["completion", "tools"]
     assert found["mine:1b"]["quantization"] == "Q4_K_M"
     assert len(errors) == 1
     assert "broken.gguf" in errors[0]
