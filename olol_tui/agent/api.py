@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, AsyncIterator, Awaitable, Callable
 
-from . import PROTOCOL, __version__, foreign, inventory, logs, proc, shape, store
+from . import PROTOCOL, __version__, foreign, inventory, logs, proc, roundtrip, shape, store
 from .devices import DeviceSource
 from .engines.forward import public_key
 from .engines.simulated import store_path
@@ -61,6 +61,7 @@ class Api:
         router.add("GET", "/v1/logs", self._agent_logs)
         router.add("GET", "/v1/telemetry/stream", self._stream)
         router.add("POST", "/v1/mesh/key", self._mesh_key)
+        router.add("POST", "/v1/mesh/rtt", self._mesh_rtt)
         router.add("POST", "/v1/claim", self._claim)
         router.add("POST", "/v1/release", self._release)
         router.add("POST", "/v1/upgrade", self._upgrade)
@@ -179,6 +180,9 @@ class Api:
         except EngineError as error:
             raise BadRequest(error.message, error.hint) from error
         return {"public_key": key}
+
+    async def _mesh_rtt(self, request: Request) -> dict[str, Any]:
+        return await roundtrip.measure(request.json())
 
     async def _claim(self, request: Request) -> dict[str, Any]:
         self._lease.claim(_controller(request))

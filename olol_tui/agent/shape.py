@@ -6,6 +6,7 @@ say. Read on demand, because most models are never split.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ from .store import default_store, resolve
 _MAX_BLOCKS = 4096
 _MAX_NAMED = 256
 _MAX_TEXT = 64
+_MAX_LAYER_BYTES = 1 << 20
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 
 
@@ -45,7 +47,27 @@ def shape(question: dict[str, Any]) -> dict[str, Any]:
         raise BadRequest(error.message, hint="Pull the model again.") from error
     except OSError as error:
         raise NotFound(f"{path}: {error.strerror or error}") from error
-    return {**facts, "layers": layers}
+    return {**facts, "layers": layers, "texts": _texts(layers)}
+
+
+def _texts(layers: dict[str, Any]) -> dict[str, Any]:
+    """What a store adds to each request of the model: `system`, and `params` as options.
+
+    Raises:
+        BadRequest: a layer cannot be used.
+    """
+    found: dict[str, Any] = {}
+    try:
+        if "system" in layers:
+            raw = Path(layers["system"]).read_bytes()
+            found["system"] = raw[:_MAX_LAYER_BYTES].decode("utf-8", "replace")
+        if "params" in layers:
+            params = json.loads(Path(layers["params"]).read_bytes()[:_MAX_LAYER_BYTES])
+            if isinstance(params, dict):
+                found["params"] = params
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"a layer of the model cannot be read: {error}") from error
+    return found
 
 
 def file_facts(path: str) -> dict[str, Any]:

@@ -51,6 +51,8 @@ class Spec:
     """Of the head of a split model: where its layers go."""
     forward: Forward | None = None
     """Of kind `forward`: where it leads."""
+    cache_bytes: int = 0
+    """Of kind `rpc-server`: weights that it will be sent."""
     permit: tuple[str, ...] = ()
     """Of kind `rpc-server`: public keys that may be let through to it over this node's sshd."""
 
@@ -66,7 +68,7 @@ class Spec:
         for name in ("chain", "forward"):
             part = getattr(self, name)
             plain[name] = None if part is None else part.to_json()
-        for name in ("listen", "chain", "forward", "permit"):
+        for name in ("listen", "chain", "forward", "permit", "cache_bytes"):
             # A field that older agents do not know must not change the digest: an upgrade
             # would restart every engine.
             if not plain[name]:
@@ -81,9 +83,11 @@ class Spec:
     def digest(self) -> str:
         """Changes when anything in the spec changes: then the process is replaced.
 
-        Whom sshd lets through to it is none of the process's business.
+        Whom sshd lets through to it is none of the process's business, and how much it will
+        be sent only matters at its next start.
         """
-        plain = {name: value for name, value in self.to_json().items() if name != "permit"}
+        aside = ("permit", "cache_bytes")
+        plain = {name: value for name, value in self.to_json().items() if name not in aside}
         text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -189,6 +193,7 @@ def parse_spec(given: Any, where: str) -> Spec:
         listen=_address(given, "listen", where),
         chain=chain_of(given.get("chain"), f"{where}.chain", kind),
         forward=forward_of(given.get("forward"), f"{where}.forward", kind),
+        cache_bytes=_count(given, "cache_bytes", where, 0, 0, 1 << 50),
         permit=permits_of(given.get("permit"), f"{where}.permit"),
     )
 

@@ -28,6 +28,7 @@ from olol_tui.fleet.wire import (
     MeshKey,
     Models,
     Refusal,
+    RoundTrips,
     Spec,
 )
 
@@ -117,6 +118,14 @@ class AgentClient:
         """
         ask = {"path": path, "name": name, "store": store}
         return await self._call("POST", "/v1/shape", dict, body=ask, timeout_s=INVENTORY_TIMEOUT_S)
+
+    async def round_trips(self, targets: list[tuple[str, int]]) -> list[float | None]:
+        """Seconds from the node to each host and port; None where it gets no answer."""
+        body = {"targets": [{"host": host, "port": port} for host, port in targets]}
+        reply = await self._call(
+            "POST", "/v1/mesh/rtt", RoundTrips, body=body, timeout_s=INVENTORY_TIMEOUT_S
+        )
+        return list(reply.seconds)
 
     async def mesh_key(self) -> str:
         """The public key with which heads on this node reach workers elsewhere.

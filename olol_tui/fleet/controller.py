@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import olol_tui
 from olol_tui.config import ClusterConfig
@@ -117,6 +117,7 @@ class Controller:
             self._crew,
             reload=self._reload,
             placer=self._placer,
+            splits=self._splits,
             maintenance=self._maintenance,
             questions=self._questions,
             file=self._file,
@@ -255,11 +256,12 @@ class Controller:
             model, node, device_uuid, num_ctx=num_ctx, keep_alive_s=keep_alive_s
         )
 
-    def launch_split(
-        self, model: str, *, num_ctx: int | None = None, keep_alive_s: float | None = None
-    ) -> str:
+    def launch_split(self, model: str, **how: Any) -> str:
         """Ask that this model is split over devices; see `Splits.launch`."""
-        return self._splits.launch(model, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
+        return self._splits.launch(model, **how)
+
+    def split_layers(self, engine_id: str) -> tuple[str, dict[str, Any]] | None:
+        return self._splits.layers(engine_id)
 
     # -- the operator's side
 

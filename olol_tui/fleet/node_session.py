@@ -193,6 +193,10 @@ class NodeSession:
         store = "" if self._config.engine in RUNNERS else self._config.models_dir
         return await self._agent_now().shape(path=model.path, name=model.name, store=store)
 
+    async def round_trips(self, targets: list[tuple[str, int]]) -> list[float | None]:
+        """Seconds from this node to each host and port; None where it gets no answer."""
+        return await self._agent_now().round_trips(targets)
+
     async def mesh_key(self) -> str:
         """Raises NodeError: there is none, and none can be made."""
         return await self._agent_now().mesh_key()

@@ -44,6 +44,7 @@ from olol_tui.fleet.questions import Questions
 from olol_tui.fleet.reload import Reload
 from olol_tui.fleet.renewal import Renewal
 from olol_tui.fleet.roles import Roles
+from olol_tui.fleet.splits import Splits
 from olol_tui.models.names import canonical
 
 
@@ -58,6 +59,7 @@ class Orders:
         crew: Crew,
         *,
         placer: Placer,
+        splits: Splits,
         reload: Reload,
         maintenance: Maintenance,
         questions: Questions,
@@ -67,6 +69,7 @@ class Orders:
         self._desk = desk
         self._crew = crew
         self._placer = placer
+        self._splits = splits
         self._reload = reload
         self._maintenance = maintenance
         self._questions = questions
@@ -89,7 +92,7 @@ class Orders:
             case Place():
                 return self._placer.place(command)
             case Unload():
-                return self._placer.unload(command)
+                return self._splits.unload(command) or self._placer.unload(command)
             case Move():
                 return self._placer.move(command)
             case SetPin():

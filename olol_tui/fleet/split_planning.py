@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import msgspec
 
 from olol_tui.errors import ModelNotFound, NodeError, PlacementError
 from olol_tui.fleet import split_binaries
 from olol_tui.fleet.crew import Crew
+from olol_tui.fleet.mesh_links import MeshLinks
 from olol_tui.fleet.snapshot import Device, Engine, Mesh, Model, Node
 from olol_tui.fleet.split_wish import PartWish, SplitWish, Way, split_id
 from olol_tui.fleet.wishes import Wishes
@@ -25,6 +30,9 @@ from olol_tui.placement.split import Refusal, Share, SplitDevice, SplitPlan, pla
 MARGIN_BYTES = 2**30
 MARGIN_SHARE = 0.05
 """Left free on a device without `vram_limit`: other programs take memory without asking."""
+
+_LESS_THAN_ALL = 0.75
+"""Of what the whole takes, what one device may hold where it is to lie on several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +71,22 @@ class Planning:
         self._wishes = wishes
         self._nodes = nodes
         self._busy = busy
+        self._links = MeshLinks(crew)
 
     async def draft(
-        self, name: str, *, num_ctx: int | None, keep_alive_s: float, without: Collection[str] = ()
+        self,
+        name: str,
+        *,
+        num_ctx: int | None,
+        keep_alive_s: float,
+        without: Collection[str] = (),
+        spread: bool = False,
     ) -> Draft:
         """A split of this model over what is free, or can be freed.
 
         Args:
             without: nodes that are not to take part.
+            spread: over several devices even where one would do.
 
         Raises:
             ModelNotFound, NodeError: no node has it, or none says what it is made of.
@@ -85,10 +101,17 @@ class Planning:
         context = num_ctx or self._crew.config.nodes[heads[0][0].name].num_ctx
         slots = self._crew.config.nodes[heads[0][0].name].slots or 1
         blobs = {node.name for node, _ in heads}
+        links = await self._links.between(blobs, (node.name for node in nodes if node.lends))
         found: SplitPlan | Refusal = Refusal("no device can be lent", 0, 0)
         for evict in (False, True):
             devices = list(self._devices(nodes, blobs, name, evict=evict))
-            found = await asyncio.to_thread(plan, shape, devices, ctx=context, slots=slots)
+            work = partial(plan, shape, ctx=context, slots=slots, links=links)
+            found = await asyncio.to_thread(work, devices)
+            if spread and isinstance(found, SplitPlan) and len(found.shares) == 1:
+                limit = int(found.total_bytes * _LESS_THAN_ALL)
+                smaller = [replace(one, free_bytes=min(one.free_bytes, limit)) for one in devices]
+                several = await asyncio.to_thread(work, smaller)
+                found = several if isinstance(several, SplitPlan) else found
             if isinstance(found, SplitPlan):
                 break
         if isinstance(found, Refusal):
@@ -96,15 +119,16 @@ class Planning:
         model = next(model for node, model in heads if node.name == found.head.device.node)
         path = model.path or str(facts[found.head.device.node]["path"])
         wish = await self._write(found, model, path, context, slots, keep_alive_s)
+        wish = _with_layers(wish, facts[found.head.device.node])
         return Draft(wish, tuple(self._victims(found, nodes, name)))
 
     # -- what there is
 
     async def _shape(
         self, heads: Iterable[tuple[Node, Model]]
-    ) -> tuple[dict[str, dict[str, object]], Shape]:
+    ) -> tuple[dict[str, dict[str, Any]], Shape]:
         """Facts of each node that could be the head, and the shape by the first of them."""
-        facts: dict[str, dict[str, object]] = {}
+        facts: dict[str, dict[str, Any]] = {}
         trouble: list[str] = []
         for node, model in heads:
             try:
@@ -220,6 +244,7 @@ class Planning:
             num_ctx=num_ctx,
             slots=slots,
             binary=split_binaries.head(config.nodes[head], config.engines),
+            is_direct=config.nodes[head].transport == "direct",
             parts=tuple(parts),
             head_key=await self._crew.session(head).mesh_key() if uses_ssh else "",
             tokens_factor=found.tokens_factor,
@@ -285,6 +310,22 @@ def _no_head(
     if lost:
         return PlacementError(f"{canonical(name)} is only on {', '.join(lost)}, not in use now")
     return ModelNotFound(f"model {canonical(name)!r} not found on any node")
+
+
+def _with_layers(wish: SplitWish, facts: Mapping[str, Any]) -> SplitWish:
+    """What belongs to a model of an Ollama store beside its weights."""
+    layers, texts = facts.get("layers") or {}, facts.get("texts") or {}
+    args: list[str] = []
+    for path in layers.get("projectors") or ():
+        args += ["--mmproj", path]
+    for path in layers.get("adapters") or ():
+        args += ["--lora", path]
+    return msgspec.structs.replace(
+        wish,
+        args=tuple(args),
+        system=str(texts.get("system") or ""),
+        options=dict(texts.get("params") or {}),
+    )
 
 
 async def _ipv4(host: str) -> str:

@@ -78,6 +78,8 @@ def stage(
         return Stage(state, _frozen(specs), relays, states, error, tail)
     specs[wish.node].append(_head(wish, ports))
     head = engines.get(wish.engine)
+    if _worst(states.values()) == "failed":
+        return Stage("failed", _frozen(specs), relays, states, error, tail)
     return Stage(_state(head, states), _frozen(specs), relays, states, error, tail)
 
 
@@ -102,6 +104,7 @@ def _worker(wish: SplitWish, part: PartWish) -> Spec:
         kind="rpc-server",
         devices=(part.device,),
         binary=part.binary,
+        cache_bytes=part.weights_bytes,
         listen=EVERYWHERE if way is not None and way.road == "direct" else "",
         permit=(wish.head_key,) if way is not None and way.road == "ssh" else (),
     )
@@ -129,6 +132,7 @@ def _head(wish: SplitWish, ports: Ports) -> Spec:
         num_ctx=wish.num_ctx,
         binary=wish.binary,
         args=wish.args,
+        listen=EVERYWHERE if wish.is_direct else "",
         model=RunnerModel(name=wish.model, path=wish.path, chat_template=wish.chat_template),
         chain=Chain(
             workers=tuple(f"{_host(part)}:{ports.ways[part.worker]}" for part in workers),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from olol_tui.fleet.snapshot import Mesh
@@ -55,6 +57,11 @@ class SplitWish(msgspec.Struct, frozen=True):
     slots: int = 1
     binary: str = ""
     args: tuple[str, ...] = ()
+    is_direct: bool = False
+    """Requests come to the head without SSH."""
+    system: str = ""
+    """What an Ollama store adds to requests of the model."""
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
     parts: tuple[PartWish, ...] = ()
     head_key: str = ""
     """With which the head's node is let in at the workers'."""

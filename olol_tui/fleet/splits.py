@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from olol_tui.errors import EngineError, OlolError, PlacementError
+from olol_tui.fleet.commands import Unload
 from olol_tui.fleet.crew import Crew
 from olol_tui.fleet.desk import Desk
 from olol_tui.fleet.operations import Report
@@ -25,7 +27,7 @@ from olol_tui.fleet.split_planning import Draft, Planning, Victim
 from olol_tui.fleet.split_stage import Stage, stage
 from olol_tui.fleet.split_view import parts_of
 from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
-from olol_tui.models.names import canonical
+from olol_tui.models.names import canonical, same
 
 log = logging.getLogger("olol.fleet.splits")
 
@@ -88,10 +90,18 @@ class Splits:
     # -- asked for
 
     def launch(
-        self, model: str, *, num_ctx: int | None = None, keep_alive_s: float | None = None
+        self,
+        model: str,
+        *,
+        num_ctx: int | None = None,
+        keep_alive_s: float | None = None,
+        spread: bool = False,
     ) -> str:
         """Ask that this model is split over devices; returns the split's id. Its progress and
         its failure show in the fleet.
+
+        Args:
+            spread: over several devices even where one would do.
 
         Raises:
             PlacementError: it failed just now.
@@ -109,7 +119,7 @@ class Splits:
 
         async def work(report: Report) -> str:
             try:
-                return await self._make(report, name, num_ctx, keep)
+                return await self._make(report, name, num_ctx, keep, spread)
             except Exception as error:
                 # Also one that nobody expected: whoever waits must hear that it is over.
                 self._fail(split, str(error) if isinstance(error, OlolError) else repr(error))
@@ -132,6 +142,28 @@ class Splits:
     def owner_of(self, engine_id: str) -> str | None:
         """The split whose head that engine is."""
         return next((w.id for w in self._desk.wishes.splits if w.engine == engine_id), None)
+
+    def layers(self, engine_id: str) -> tuple[str, dict[str, Any]] | None:
+        """System prompt and options of the store, for a head whose model has some."""
+        for wish in self._desk.wishes.splits:
+            if wish.engine == engine_id and (wish.system or wish.options):
+                return wish.system, wish.options
+        return None
+
+    def unload(self, command: Unload) -> str | None:
+        """Give up a split of this model with a part on that device; the operation's id, or None
+        where there is none."""
+        for wish in self._desk.wishes.splits:
+            if same(wish.model, command.model) and any(
+                part.node == command.node and command.device in (part.device, part.label)
+                for part in wish.parts
+            ):
+                self.withdraw(wish.id)
+                name = canonical(wish.model)
+                return self._desk.book.note(
+                    f"unload {name} from {len(wish.parts)} devices", "its devices are given back"
+                )
+        return None
 
     async def aclose(self) -> None:
         await self._relays.aclose()
@@ -261,10 +293,12 @@ class Splits:
     # -- made
 
     async def _make(
-        self, report: Report, name: str, num_ctx: int | None, keep_alive_s: float
+        self, report: Report, name: str, num_ctx: int | None, keep_alive_s: float, spread: bool
     ) -> str:
         report.say("planning")
-        draft = await self._planning.draft(name, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
+        draft = await self._planning.draft(
+            name, num_ctx=num_ctx, keep_alive_s=keep_alive_s, spread=spread
+        )
         await self._apply(report, draft, before=None)
         return await self._ready(report, draft.wish)
 

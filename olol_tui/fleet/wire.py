@@ -122,6 +122,11 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     chain: Chain | None = None
     forward: ForwardTo | None = None
     permit: tuple[str, ...] = ()
+    cache_bytes: int = 0
+
+
+class RoundTrips(msgspec.Struct, frozen=True):
+    seconds: tuple[float | None, ...] = ()
 
 
 class MeshKey(msgspec.Struct, frozen=True):

@@ -54,6 +54,17 @@ class RouteBody(msgspec.Struct):
         except msgspec.ValidationError as error:
             raise BadBody(f"invalid options: {error}") from error
 
+    @property
+    def distributed(self) -> bool | None:
+        """Whether the client wants a split of the model, or none; OLOL's option."""
+        options = bytes(self.options)
+        if b"distributed" not in options:
+            return None
+        try:
+            return _OPTIONS.decode(options).distributed
+        except msgspec.ValidationError as error:
+            raise BadBody(f"invalid options: {error}") from error
+
     def check_options(self) -> None:
         """Options must be an object, as Ollama insists."""
         options = bytes(self.options).strip()
@@ -63,6 +74,7 @@ class RouteBody(msgspec.Struct):
 
 class _Options(msgspec.Struct):
     num_ctx: int | None = None
+    distributed: bool | None = None
 
 
 class Timings(msgspec.Struct):

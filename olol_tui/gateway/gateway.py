@@ -17,6 +17,7 @@ from olol_tui.gateway.api import Api
 from olol_tui.gateway.archive import Archive, Refused
 from olol_tui.gateway.control import ControlApp
 from olol_tui.gateway.dialects import errors, fields, llama
+from olol_tui.gateway.dialects.modelfile import with_layers
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.dispatcher import Dispatcher
 from olol_tui.gateway.gate import Gate, Refusal
@@ -274,9 +275,10 @@ class Gateway:
         """
         entries = self._roster.models(name)
         model = next((m for n, m in entries if n.name == seat.node), Model(name))
-        return llama.translate(
-            path, fields.decode_body(body, path), model, created=rfc3339, clock_ns=time.monotonic_ns
-        )
+        asked = fields.decode_body(body, path)
+        if self.fleet.fleet.splits and (own := self.fleet.split_layers(seat.engine)) is not None:
+            asked = with_layers(path, asked, *own)
+        return llama.translate(path, asked, model, created=rfc3339, clock_ns=time.monotonic_ns)
 
     # -- what changes around us
 

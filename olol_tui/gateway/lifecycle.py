@@ -85,7 +85,12 @@ class Lifecycle:
         self._replay = (
             replay.wanted(request, route, stream) if replay.HEADER in request.headers else None
         )
-        ask = Ask(model, len(self._body) // _BYTES_PER_TOKEN, fields.num_ctx)
+        ask = Ask(
+            model,
+            len(self._body) // _BYTES_PER_TOKEN,
+            fields.num_ctx,
+            distributed=fields.distributed,
+        )
         self.record = gateway.ledger.open(
             model,
             route.dialect,

@@ -137,7 +137,7 @@ class Loader:
     def _launch(self, seat: Seat, model: str, name: str, num_ctx: int | None) -> None:
         try:
             if seat.kind == splitting.KIND:
-                engine = self._fleet.launch_split(name, num_ctx=num_ctx)
+                engine = self._fleet.launch_split(name, num_ctx=num_ctx, spread=seat.spread)
             else:
                 engine = self._fleet.launch(name, seat.node, seat.device, num_ctx=num_ctx)
         except OlolError as error:

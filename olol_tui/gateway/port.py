@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.live_requests import Cancel, Reroute, View
@@ -29,8 +29,17 @@ class FleetPort(Protocol):
     ) -> str: ...
 
     def launch_split(
-        self, model: str, *, num_ctx: int | None = None, keep_alive_s: float | None = None
+        self,
+        model: str,
+        *,
+        num_ctx: int | None = None,
+        keep_alive_s: float | None = None,
+        spread: bool = False,
     ) -> str: ...
+
+    def split_layers(self, engine_id: str) -> tuple[str, dict[str, Any]] | None:
+        """System prompt and options that the store adds to requests for this head of a split."""
+        ...
 
     def touch(self, engine_id: str, model: str, keep_alive_s: float | None) -> None: ...
 

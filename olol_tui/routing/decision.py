@@ -34,6 +34,8 @@ class Ask:
     """Marks of the prompt's beginning, shortest first; see `prefix.marks`."""
     client: str = ""
     """Who asks: what `sticky` sticks to."""
+    distributed: bool | None = None
+    """True: over several devices; False: on one; None: as the model's rule says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,7 +281,9 @@ class Queue:
         self, ticket: Ticket, roster: Roster, waiting: int, waited_s: float, now_s: float
     ) -> Decision:
         ask = ticket.ask
-        seats, note = self.ejection.guard(roster.seats(ask.model), ask.exclude, now_s)
+        seats, note = self.ejection.guard(
+            roster.seats(ask.model, ask.distributed), ask.exclude, now_s
+        )
         if ticket.only or ticket.away:
             seats = tuple(_steer(seat, ticket) for seat in seats)
         decision = self.policy_of(ask.model)(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
-from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node
+from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node, SplitRule
 from olol_tui.models.names import canonical
 from olol_tui.routing.splitting import with_split
 
@@ -58,6 +58,8 @@ class Seat:
     """Refused, and it will not come back by itself."""
     incarnation: str = ""
     """Changes when the engine is restarted: a new process gets a new chance."""
+    spread: bool = False
+    """A split over several devices even where one would do."""
     share: float = 1.0
     """Of the traffic that it would get otherwise: less while it begins again after a failure."""
 
@@ -100,8 +102,16 @@ class Roster:
         self._seats: dict[str, tuple[Seat, ...]] = {}
         self._names: dict[str, list[tuple[Node, Model]]] | None = None
 
-    def seats(self, model: str) -> tuple[Seat, ...]:
-        """All seats of a canonical model name; empty when nobody has it."""
+    def seats(self, model: str, distributed: bool | None = None) -> tuple[Seat, ...]:
+        """All seats of a canonical model name; empty when nobody has it.
+
+        Args:
+            distributed: only a split, or none; None: as the model's rule says.
+        """
+        if distributed is not None:
+            rule: SplitRule = "always" if distributed else "never"
+            entries, seats = self.models(model), self._find(model)
+            return tuple(with_split(model, entries, seats, self.fleet, Seat, rule))
         found = self._seats.get(model)
         if found is None:
             entries, seats = self.models(model), self._find(model)

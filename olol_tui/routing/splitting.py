@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from olol_tui.fleet.snapshot import Fleet, Model, Node, Split
+from olol_tui.fleet.snapshot import Fleet, Model, Node, Split, SplitRule
 
 if TYPE_CHECKING:
     from olol_tui.routing.roster import Seat
@@ -33,14 +33,16 @@ def with_split(
     seats: list[Seat],
     fleet: Fleet,
     make: type[Seat],
+    rule: SplitRule | None = None,
 ) -> list[Seat]:
     """The seats of a model, with a split where it may or must be one.
 
     Args:
         entries: every node that holds the model.
         make: what a seat is; the roster's own class.
+        rule: what this request wants, whatever the model's rule is.
     """
-    rule = fleet.split_rules.get(model, "auto")
+    rule = rule or fleet.split_rules.get(model, "auto")
     split = fleet.split(split_id(model))
     if split is None:
         if rule == "never" or not _possible(entries, fleet):
@@ -49,6 +51,8 @@ def with_split(
             return seats
     head = split.engine if split is not None else ""
     others = [seat for seat in seats if not head or seat.engine != head]
+    if rule == "never":
+        return others
     if rule == "always":
         others = []
     elif split is not None and split.state != "failed":
@@ -75,6 +79,7 @@ def with_split(
         refused=_refusal(split, fleet.now_s),
         dead=split is not None and split.state == "failed",
         incarnation=split_id(model),
+        spread=rule == "always",
     )
     return [*(heads or [own]), *others]
 

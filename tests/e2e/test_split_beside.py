@@ -19,6 +19,7 @@ from tests.e2e.split_cluster import (
     gguf,
     is_ready,
     needs_llama,
+    question,
     split_lab,
     split_operator,
     split_product,
@@ -69,6 +70,26 @@ async def complete(http: httpx.AsyncClient, tokens: int, **more: object) -> http
         **more,
     }
     return await http.post("/api/generate", json=body)
+
+
+async def test_a_client_may_ask_for_several_devices_where_one_would_do(product: Product) -> None:
+    async with split_operator(product) as (ops, http):
+        body = question(4)
+        body["options"] = {**body["options"], "distributed": True}  # type: ignore[dict-item]
+        reply = await http.post("/api/chat", json=body)
+        assert reply.status_code == 200, reply.text
+        split = the_split(await ops.until(is_ready))
+        assert split is not None and len(split.parts) == 2
+        assert reply.headers["x-olol-engine"] == split.engine
+        assert "a round trip" in split.reason, split.reason
+        # The operator takes it back as any model.
+        part = split.parts[0]
+        done = await asyncio.to_thread(product.instance.run, "unload", MODEL, part.where)
+        assert done.returncode == 0, done.stdout + done.stderr
+        await ops.until(lambda f: not f.splits and not any(n.helpers for n in f.nodes))
+        body["options"] = {**body["options"], "distributed": False}  # type: ignore[dict-item]
+        reply = await http.post("/api/chat", json=body)
+        assert reply.status_code == 200 and "split" not in reply.headers["x-olol-engine"]
 
 
 async def test_small_models_answer_while_a_split_comes_runs_and_goes(product: Product) -> None:

@@ -86,6 +86,18 @@ async def test_nodes_that_cannot_reach_each_other_are_led_through_the_console(
             await give_back(ops, http)
 
 
+async def test_an_uninstall_takes_keys_and_caches_along(product: Product) -> None:
+    async with split_operator(product) as (ops, http):
+        assert (await ask(http, 2)).status_code == 200
+        await ops.until(is_ready)
+    await asyncio.to_thread(product.instance.end)
+    await asyncio.to_thread(product.uninstall)
+    for host in product.lab.hosts.values():
+        assert "olol-mesh" not in host.exec("cat ~/.ssh/authorized_keys").stdout
+        assert not [p for p in host.processes() if "rpc-server" in p.command]
+        assert host.exec("ls -d ~/.local/share/olol-agent", check=False).returncode != 0
+
+
 async def give_back(ops: Operator, http: httpx.AsyncClient) -> None:
     """Unload it as any client may; returns when nothing of it runs."""
     await http.post("/api/generate", json={"model": MODEL, "keep_alive": 0})

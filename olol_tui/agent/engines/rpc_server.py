@@ -8,14 +8,17 @@ it while a head uses it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any, Mapping
 
-from .. import client, proc, rpcprobe
+from .. import client, proc, rpcprobe, tensorcache
 from ..errors import EngineError
 from ..spec import Policy, Spec
 from .base import Context, EngineKind, Launch, device_env, find_program, program_version
+
+log = logging.getLogger(__name__)
 
 PROGRAM = "ggml-rpc-server"
 _GREET_S = 2.0
@@ -31,11 +34,15 @@ class RpcServer(EngineKind):
         program = find_worker(spec.binary, context.environ)
         env = device_env(spec, context, hide_vulkan=False)
         env = {k: v for k, v in env.items() if not k.startswith("LLAMA_ARG_")}
-        # Tensors that came once are kept: a restart need not send them again.
-        env["LLAMA_CACHE"] = str(Path(context.state_dir or ".", "cache"))
+        cache = Path(context.state_dir or ".", "cache")
+        env["LLAMA_CACHE"] = str(cache)
         env.update(spec.env)
-        argv = (program, "-H", spec.bind, "-p", str(port), "-c", *spec.args)
-        return Launch(argv, env, ignores_sigpipe=True)
+        argv = [program, "-H", spec.bind, "-p", str(port)]
+        try:
+            argv += ["-c"] if tensorcache.prepare(cache, spec.cache_bytes) else []
+        except OSError as error:
+            log.warning("%s: no cache of tensors in %s: %s", spec.id, cache, error)
+        return Launch((*argv, *spec.args), env, ignores_sigpipe=True)
 
     async def ready(self, spec: Spec, port: int) -> str | None:
         loop = asyncio.get_running_loop()

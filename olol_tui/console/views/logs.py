@@ -165,7 +165,7 @@ class LogsView(View):
 
     def do_next_log(self) -> None:
         """The next engine's log; the first one that fails when none was shown."""
-        engines = [e for n in self.scene.fleet.nodes for e in n.engines]
+        engines = [e for n in self.scene.fleet.nodes for e in (*n.engines, *n.helpers)]
         if not engines:
             nodes = self.scene.fleet.nodes
             if nodes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import struct
 import threading
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from olol_tui.agent import permits, rpcprobe
+from olol_tui.agent import permits, rpcprobe, tensorcache
 from olol_tui.agent.door import owner_of
 from olol_tui.agent.engines import Advance, NotYet, kind_of
 from olol_tui.agent.engines.chain import check_workers, layout
@@ -137,6 +139,30 @@ def test_requests_without_a_token_for_too_long_end_the_head() -> None:
     vigil.seen(Advance(((2, 512, 1),), in_prefill=False), 91.0)
     vigil.seen(Advance(((2, 512, 1),), in_prefill=False), 102.0)
     assert "1 request runs without a token for 10 s" in vigil.verdict
+
+
+def test_cached_tensors_give_way_to_a_disk_that_fills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache" / "rpc"
+    cache.mkdir(parents=True)
+    for age, name in enumerate(("new", "old")):
+        (cache / name).write_bytes(bytes(1000))
+        os.utime(cache / name, (1000 - age, 1000 - age))
+    usage = type(shutil.disk_usage(tmp_path))
+
+    def free(count: int) -> None:
+        disk = usage(100_000, 100_000 - count, count)
+        monkeypatch.setattr(tensorcache.shutil, "disk_usage", lambda _: disk)
+
+    monkeypatch.setattr(tensorcache, "RESERVE_BYTES", 10_000)
+    free(50_000)
+    assert tensorcache.prepare(tmp_path / "cache", 20_000)
+    assert len(list(cache.iterdir())) == 2
+    free(9_500)
+    assert tensorcache.prepare(tmp_path / "cache", 500)
+    assert [path.name for path in cache.iterdir()] == ["new"], "the longest unused goes first"
+    assert not tensorcache.prepare(tmp_path / "cache", 20_000)
 
 
 @contextmanager

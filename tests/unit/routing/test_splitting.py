@@ -95,3 +95,15 @@ def test_a_ready_head_is_the_seat() -> None:
     down = replace(one, engines=(replace(head, state="backoff", loaded=()),))
     _, queue = first(Fleet(nodes=(down, node("b")), splits=(split("backoff"),)))
     assert queue.queued == 1
+
+
+def test_a_request_may_want_it_otherwise_than_the_rule() -> None:
+    queue = Queue()
+    roomy = Fleet(nodes=(node("a", vram_gib=80),))
+    (step,) = queue.submit(Ticket(Ask(BIG, distributed=True), None, 0.0), Roster(roomy, {}), 0.0)
+    assert isinstance(step, Load) and step.seat.kind == KIND and step.seat.spread
+    queue = Queue()
+    (step,) = queue.submit(
+        Ticket(Ask(BIG, distributed=False), None, 0.0), Roster(Fleet(nodes=(node("a"),)), {}), 0.0
+    )
+    assert isinstance(step, Load) and step.seat.kind == "llama-server"
