@@ -54,7 +54,8 @@ class LlamaServer(EngineKind):
         else:
             argv += ["-ngl", _ALL_LAYERS if on_gpu else "0"]
         if not on_gpu:
-            argv += ["-t", str(max(1, context.cpus))]
+            # A head that computes nothing itself must not spin beside those that do.
+            argv += ["-t", str(1 if spec.chain is not None else max(1, context.cpus))]
         if spec.model is not None:
             # Else its replies name the file.
             argv += ["--alias", spec.model.name]
