@@ -157,6 +157,10 @@ class GatewayConfig(_Table):
     probe_after_s: Rate = 5.0
     """A silent engine is asked whether it lives after so long; two questions without an answer
     and its requests go elsewhere."""
+    registries: list[Annotated[str, StringConstraints(to_lower=True, min_length=1)]] = Field(
+        default_factory=lambda: ["registry.ollama.ai", "ollama.com", "hf.co", "huggingface.co"]
+    )
+    """From where models may be pulled: hosts, `http://HOST` without TLS too, `*` for all."""
     cors_origins: list[Origin] = Field(default_factory=list)
     """Whose pages may ask beside those of this machine: `https://chat.example.org`, `*` for all."""
     tls_cert: FilePath = ""

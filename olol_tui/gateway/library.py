@@ -21,9 +21,10 @@ from olol_tui.gateway.dialects import errors, fields
 from olol_tui.gateway.dialects.errors import BadRequest
 from olol_tui.gateway.fanout import Fanout
 from olol_tui.gateway.port import FleetPort
+from olol_tui.gateway.remotes import check_remote
 from olol_tui.gateway.routes import BLOBS
 from olol_tui.gateway.stores import Store, Stores, Uploads, stores_of
-from olol_tui.models.names import canonical, is_cloud
+from olol_tui.models.names import canonical
 
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
@@ -115,6 +116,10 @@ class Library:
 
         return handle
 
+    @property
+    def _registries(self) -> list[str]:
+        return self._gateway.settings.config.registries
+
     def _admit(self) -> None:
         if self._gateway.draining:
             raise BadRequest("the gateway is shutting down", status=503)
@@ -124,10 +129,7 @@ class Library:
     def _pull(self, connection: http.HttpConnection, request: http.Request) -> None:
         body = fields.decode_body(request.body, request.path)
         name = _name(body)
-        if is_cloud(name):
-            raise BadRequest(
-                f"cloud models are disabled: {name!r} would leave this cluster", status=403
-            )
+        check_remote(name, body, self._registries)
         stores = self._stores()
         growing = stores.growing
         if not growing:
@@ -142,6 +144,7 @@ class Library:
         having = self._stores().having(canonical(name))
         if not having:
             raise BadRequest(errors.model_not_found(name), status=404)
+        check_remote(name, body, self._registries)
         Fanout(self, connection, "push", request.path, having[:1], body)
 
     # -- create and blobs
@@ -150,10 +153,13 @@ class Library:
         body = fields.decode_body(request.body, request.path)
         name = _name(body)
         base = fields.Fields("CreateRequest", body).text("from")
-        if is_cloud(base) or body.get("remote_host"):
+        if body.get("remote_host"):
             raise BadRequest(
                 f"cloud models are disabled: {name!r} would leave this cluster", status=403
             )
+        if base:
+            # An engine that does not have it would fetch it.
+            check_remote(base, body, self._registries)
         stores = self._stores()
         digests = _digests(body)
         store = self._uploads.store_of(stores, digests, connection.peer) if digests else None

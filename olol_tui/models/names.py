@@ -6,8 +6,15 @@ Rules from Ollama's `types/model/name.go`: default host `registry.ollama.ai`, na
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
+DEFAULT_REGISTRY = "registry.ollama.ai"
+_NAME = re.compile(
+    r"(?:(?:(?P<host>\w[\w.:-]{0,349})/)?(?P<namespace>\w[\w-]{0,79})/)?"
+    r"(?P<model>\w[\w.-]{0,79})(?::(?P<tag>\w[\w.-]{0,79}))?",
+    re.ASCII,
+)
 _DEFAULT_PREFIXES = ("registry.ollama.ai/library/", "registry.ollama.ai/", "library/")
 
 
@@ -28,6 +35,21 @@ def canonical(name: str) -> str:
 
 def same(left: str, right: str) -> bool:
     return canonical(left) == canonical(right)
+
+
+def registry_of(name: str) -> str:
+    """The host that a name is pulled from or pushed to.
+
+    >>> registry_of("qwen3:8b"), registry_of("hf.co/user/model:Q4_K_M")
+    ('registry.ollama.ai', 'hf.co')
+
+    Raises:
+        ValueError: it is no name: a scheme, too many parts, or a character that is in none.
+    """
+    match = _NAME.fullmatch(name.strip())
+    if match is None:
+        raise ValueError(f"{name!r} is no model name")
+    return (match["host"] or DEFAULT_REGISTRY).lower()
 
 
 def is_cloud(name: str) -> bool:

@@ -187,6 +187,42 @@ async def test_pulls_that_make_no_sense(one: SimEngine, body: bytes, status: int
         assert (reply.status_code, list(reply.json())) == (status, ["error"])
 
 
+ELSEWHERE = [
+    ("evil.example/library/llama3", 403),
+    ("127.0.0.1:11434/library/llama3", 403),
+    ("169.254.169.254/latest/meta-data", 403),
+    ("localhost:8080/a/b:c", 403),
+    ("http://registry.ollama.ai/library/llama3", 400),
+    ("file:///etc/passwd", 400),
+    ("../../etc/passwd", 400),
+    ("a/b/c/d/e", 400),
+    ("registry.ollama.ai/library/../../x", 400),
+    ("llama3:../../x", 400),
+    ("llama3\nHost: x", 400),
+    ("llama3 --flag", 400),
+    ("l\u0131ama3", 400),
+    ("x" * 400, 400),
+]
+
+
+async def test_no_name_leads_an_engine_elsewhere(one: SimEngine) -> None:
+    asked_before = (await one.stats())["requests"]
+    async with gateway_over(node("n1", one)) as (_, _, client):
+        for name, status in ELSEWHERE:
+            pulled = await client.post("/api/pull", json={"model": name})
+            assert (pulled.status_code, list(pulled.json())) == (status, ["error"]), name
+            made = await client.post("/api/create", json={"model": "own", "from": name})
+            assert made.status_code == status, name
+        insecure = await client.post("/api/pull", json={"model": "tinyllama", "insecure": True})
+        assert insecure.status_code == 403 and "insecure" in insecure.json()["error"]
+    assert (await one.stats())["requests"] == asked_before
+    lan = {"registries": ["http://registry.lan:5000"]}
+    async with gateway_over(node("n1", one), **lan) as (_, _, client):
+        body = {"model": "registry.lan:5000/a/b", "insecure": True, "stream": False}
+        assert (await client.post("/api/pull", json=body)).status_code != 403
+        assert (await client.post("/api/pull", json={"model": "tinyllama"})).status_code == 403
+
+
 # -- delete, copy, push
 
 
