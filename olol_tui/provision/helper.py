@@ -290,7 +290,10 @@ class Helper:
             talk.abandon()
             await self.close()
             if isinstance(error, TimeoutError):
-                raise CommandTimeout(f"no answer within {timeout_s:g} s") from error
+                raise CommandTimeout(
+                    f"no answer within {timeout_s:g} s",
+                    hint="Is the machine overloaded, or a disk of it hung? Log in and look.",
+                ) from error
             raise
         return said.decode("utf-8", "replace")
 

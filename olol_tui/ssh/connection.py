@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import asyncssh
 
-from olol_tui.ssh import errors
+from olol_tui.ssh import errors, tcp
 from olol_tui.ssh.errors import SSHError
 from olol_tui.ssh.hostkeys import HostKeys, Known, OfferedKey
 from olol_tui.ssh.keys import KeyRing, Offer, PassphraseNeeded
@@ -228,7 +227,7 @@ class Connector:
             offer.close()
             # Even if we were not let in: the next time it must be the same machine.
             await self._write_down(client.accepted, ssh)
-        _set_user_timeout(ssh, profile.user_timeout_ms)
+        tcp.set_user_timeout(ssh, profile.user_timeout_ms)
         connection = Connection(name, hop, ssh, client)
         key = ssh.get_server_host_key()
         connection.key_files = tuple(path for known_key, path in known.named if known_key == key)
@@ -291,6 +290,11 @@ class _Client(asyncssh.SSHClient):
     ) -> bool:
         return self._check(key)
 
+    def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:
+        # sshd sends some between the login and the first session, each in a packet of its own.
+        if self._ssh is not None:
+            tcp.acknowledge(self._ssh)
+
     def auth_banner_received(self, msg: str, lang: str) -> None:
         self.banner = clean(f"{self.banner} {msg}", _BANNER_LIMIT)
 
@@ -332,15 +336,6 @@ async def _first_session(connection: Connection, *, is_jump: bool) -> None:
         raise errors.Unreachable(
             f"{connection.name}: {connection.hop.display} hung up: {clean(str(error))}"
         ) from error
-
-
-def _set_user_timeout(ssh: asyncssh.SSHClientConnection, user_timeout_ms: int) -> None:
-    sock = ssh.get_extra_info("socket")
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if sock is None or option is None:
-        return  # Over a proxy command, or not on Linux: the keepalive notices, later.
-    with contextlib.suppress(OSError):  # Not a TCP socket.
-        sock.setsockopt(socket.IPPROTO_TCP, option, user_timeout_ms)
 
 
 def _via(hop: Hop, below: Connection | None) -> str:
