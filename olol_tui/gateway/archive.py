@@ -271,7 +271,7 @@ def _line(one: Record | Refused, offset_s: float) -> bytes:
         del row["why"], row["arrived_wall_s"], row["error"]
         row["stream"] = one.stream
         kept = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-        shown = {"time": _rfc3339(one.arrived_s + offset_s), "method": "POST", **kept}
+        shown = {"time": _rfc3339(one.arrived_s + offset_s), "method": one.method, **kept}
     return msgspec.json.encode({k: v for k, v in shown.items() if v not in (None, "")}) + b"\n"
 
 

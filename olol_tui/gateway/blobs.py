@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from olol_tui.gateway import upstream
 from olol_tui.gateway.dialects import errors
+from olol_tui.gateway.errands import GONE, Errand
 from olol_tui.gateway.http import JSON, HttpConnection, Request
 from olol_tui.gateway.routes import BLOBS
 
@@ -47,8 +48,10 @@ class BlobUpload:
         request: Request,
         store: Store,
         digest: str,
+        errand: Errand,
     ) -> None:
         self._library = library
+        self._errand = errand
         self._connection: HttpConnection | None = connection
         self._store = store
         self._digest = digest
@@ -88,6 +91,7 @@ class BlobUpload:
 
     def client_gone(self) -> None:
         self._connection = None
+        self._errand.end(GONE, "the client left")
         self._stop()
 
     def client_paused(self) -> None:
@@ -129,6 +133,7 @@ class BlobUpload:
     def up_end(self) -> None:
         """The store has answered: maybe before the end, when it has the blob already."""
         self._calm()
+        self._errand.end(self._status)
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.reply(self._status, b"".join(self._parts), self._content_type)
@@ -161,6 +166,7 @@ class BlobUpload:
 
     def _fail(self, status: int, message: str) -> None:
         self._stop()
+        self._errand.end(status, message)
         log.warning("blob failed", extra={"where": self._store.node, "reason": message})
         connection, self._connection = self._connection, None
         if connection is not None:

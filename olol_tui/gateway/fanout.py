@@ -12,6 +12,7 @@ from olol_tui.fleet.snapshot import Fleet
 from olol_tui.gateway import upstream
 from olol_tui.gateway.dialects import errors
 from olol_tui.gateway.dialects.progress import SUCCESS, Merge
+from olol_tui.gateway.errands import GONE, Errand
 from olol_tui.gateway.http import JSON, NDJSON, HttpConnection
 from olol_tui.gateway.stores import Store, stores_of
 
@@ -98,10 +99,12 @@ class Fanout:
         path: str,
         stores: Sequence[Store],
         body: dict[str, Any],
+        errand: Errand,
         notes: Sequence[str] = (),
     ) -> None:
         """`notes`: told before the first line of the progress, if there is one."""
         self._library = library
+        self._errand = errand
         self._connection: HttpConnection | None = connection
         self._verb = verb
         self._stream = body.get("stream") is not False
@@ -156,9 +159,10 @@ class Fanout:
         # Whoever hears of the success may ask for the model in the next moment.
         await self._library.survey(self._merge.succeeded)
         connection, self._connection = self._connection, None
+        failed = self._merge.error
+        self._errand.end(*(failed or (200,)))
         if connection is None:
             return
-        failed = self._merge.error
         if failed is None:
             self._connection = connection
             self._tell([SUCCESS])
@@ -179,6 +183,7 @@ class Fanout:
 
     def client_gone(self) -> None:
         log.info("client left", extra={"verb": self._verb})
+        self._errand.end(GONE, "the client left")
         self._connection = None
         self._unwatch()
         self._unwatch = _nothing

@@ -19,6 +19,7 @@ from olol_tui.gateway.asking import Lost, Reply, Task, ask
 from olol_tui.gateway.blobs import INVALID_DIGEST, BlobUpload, digest_in
 from olol_tui.gateway.dialects import errors, fields
 from olol_tui.gateway.dialects.errors import BadRequest
+from olol_tui.gateway.errands import GONE, Errand
 from olol_tui.gateway.fanout import Fanout
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.remotes import check_remote
@@ -136,7 +137,8 @@ class Library:
             raise BadRequest("every store is cordoned", status=503)
         log.info("pull", extra={"model": name, "where": [store.node for store in growing]})
         notes = [f"skipping {node}: {why}" for node, why, _ in stores.lost]
-        Fanout(self, connection, "pull", request.path, growing, body, notes)
+        errand = self._errand(connection, request, name, growing)
+        Fanout(self, connection, "pull", request.path, growing, body, errand, notes)
 
     def _push(self, connection: http.HttpConnection, request: http.Request) -> None:
         body = fields.decode_body(request.body, request.path)
@@ -145,7 +147,8 @@ class Library:
         if not having:
             raise BadRequest(errors.model_not_found(name), status=404)
         check_remote(name, body, self._registries)
-        Fanout(self, connection, "push", request.path, having[:1], body)
+        errand = self._errand(connection, request, name, having[:1])
+        Fanout(self, connection, "push", request.path, having[:1], body, errand)
 
     # -- create and blobs
 
@@ -172,7 +175,8 @@ class Library:
         if store is None:
             raise BadRequest("every store is cordoned", status=503)
         log.info("create", extra={"model": name, "where": store.node})
-        Fanout(self, connection, "create", request.path, [store], body)
+        errand = self._errand(connection, request, name, [store])
+        Fanout(self, connection, "create", request.path, [store], body, errand)
 
     async def _store_with(self, stores: Stores, digests: list[str]) -> Store | None:
         """The store that has most of these blobs; None when none has any."""
@@ -213,7 +217,8 @@ class Library:
             raise BadRequest("every store is cordoned", status=503)
         self._uploads.remember(store, digest, connection.peer)
         log.info("blob", extra={"digest": digest, "where": store.node})
-        BlobUpload(self, connection, request, store, digest)
+        errand = self._errand(connection, request, digest, [store])
+        BlobUpload(self, connection, request, store, digest, errand)
 
     # -- copy and delete
 
@@ -223,7 +228,7 @@ class Library:
         source = given.text("source")
         stores = self._stores()
         asked = stores.having(canonical(source)) if source else []
-        await self._everywhere(connection, request, "copy", asked or list(stores.ready), [])
+        await self._recorded(connection, request, "copy", source, asked or list(stores.ready), [])
 
     async def _delete(self, connection: http.HttpConnection, request: http.Request) -> None:
         body = fields.decode_body(request.body, request.path)
@@ -235,7 +240,7 @@ class Library:
             raise BadRequest(f"{name} is a file, to be removed where it lies: {where}", status=501)
         log.info("delete", extra={"model": name})
         # All, not only those that are known to have it: one may have got it a moment ago.
-        await self._everywhere(connection, request, "delete", list(stores.ready), lost)
+        await self._recorded(connection, request, "delete", name, list(stores.ready), lost)
 
     def _file_of(self, model: str) -> str:
         """Where a model lies that is no store's; empty when there is none."""
@@ -245,6 +250,35 @@ class Library:
                     return f"{entry.path} on {node.name}"
         return ""
 
+    def _errand(
+        self,
+        connection: http.HttpConnection,
+        request: http.Request,
+        model: str,
+        stores: Iterable[Store],
+    ) -> Errand:
+        where = ", ".join(store.node for store in stores)
+        return Errand(self._gateway, connection, request, model, where)
+
+    async def _recorded(
+        self,
+        connection: http.HttpConnection,
+        request: http.Request,
+        verb: str,
+        model: str,
+        stores: list[Store],
+        lost: list[tuple[str, str]],
+    ) -> None:
+        errand = self._errand(connection, request, model, stores)
+        try:
+            errand.end(await self._everywhere(connection, request, verb, stores, lost))
+        except BadRequest as bad:
+            errand.end(bad.status, bad.message)
+            raise
+        except asyncio.CancelledError:
+            errand.end(GONE, "the client left")
+            raise
+
     async def _everywhere(
         self,
         connection: http.HttpConnection,
@@ -252,8 +286,8 @@ class Library:
         verb: str,
         stores: list[Store],
         lost: list[tuple[str, str]],
-    ) -> None:
-        """The same change in several stores.
+    ) -> int:
+        """The same change in several stores; returns the status that the client got.
 
         A store that has no such model is content. 404 when none has it; an error names the
         stores where the change was not made, and those where it was.
@@ -267,15 +301,16 @@ class Library:
             if not _ok(reply) and reply.status != 404
         ]
         if not failed and not lost:
-            if done:
-                connection.reply(200, b"", b"")
-            else:
+            if not done:
                 connection.reply(404, replies[0].body)
-            return
+                return 404
+            connection.reply(200, b"", b"")
+            return 200
         statuses = {reply.status for _, reply in failed}
         if not done and not lost and len(failed) == len(stores) and len(statuses) == 1:
-            connection.reply(statuses.pop(), failed[0][1].body)  # they all say the same
-            return
+            (status,) = statuses  # they all say the same
+            connection.reply(status, failed[0][1].body)
+            return status
         told = [f"{node}: {errors.upstream_message(reply.body)}" for node, reply in failed]
         told += [f"{node}: {why}" for node, why in lost]
         message = f"{verb} failed on {'; '.join(told)}"

@@ -58,6 +58,7 @@ class Record:
     """Of the retries, how many began after the client had a part of the reply."""
     tried: tuple[str, ...] = ()
     """What went wrong before, one sentence a try."""
+    method: str = "POST"
     _final: Request | None = None
     _final_s: float = 0.0
 
@@ -129,6 +130,10 @@ class Ledger:
     def total(self) -> int:
         return self._count
 
+    def new_id(self) -> str:
+        self._count += 1
+        return f"r{self._count}"
+
     def open(
         self,
         model: str,
@@ -139,9 +144,8 @@ class Ledger:
         key_id: str = "",
         terms: Terms = PLAIN,
     ) -> Record:
-        self._count += 1
         now = self._clock()
-        record = Record(f"r{self._count}", model, dialect, path, client, now, stream, key_id, terms)
+        record = Record(self.new_id(), model, dialect, path, client, now, stream, key_id, terms)
         self.live[record.id] = record
         return record
 

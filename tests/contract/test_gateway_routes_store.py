@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import ollama
 import pytest
 
 from olol_tui.fleet.snapshot import Node
+from olol_tui.gateway.archive import Archive, read
 from tests.contract.gateway_rig import engine_node, eventually, gateway_over
 from tests.contract.sim_process import SimEngine, sim_engine
 
@@ -221,6 +223,45 @@ async def test_no_name_leads_an_engine_elsewhere(one: SimEngine) -> None:
         body = {"model": "registry.lan:5000/a/b", "insecure": True, "stream": False}
         assert (await client.post("/api/pull", json=body)).status_code != 403
         assert (await client.post("/api/pull", json={"model": "tinyllama"})).status_code == 403
+
+
+async def test_what_changed_a_store_is_on_record(one: SimEngine, tmp_path: Path) -> None:
+    archive = Archive(
+        tmp_path / "requests.db", max_rows=100, max_age_s=1e6, access_log=str(tmp_path / "log")
+    )
+    archive.start()
+    data = b"GGUF" + bytes(2000)
+    async with gateway_over(node("n1", one)) as (gateway, _, client):
+        gateway.archive = archive
+        await client.post("/api/pull", json={"model": NEW})
+        await client.post("/api/pull", json={"model": "absent-in-the-registry"})
+        await client.post(f"/api/blobs/{blob(data)}", content=data)
+        await client.post(f"/api/blobs/{blob(b'other')}", content=data)
+        body = {"model": "own", "files": {"m.gguf": blob(data)}, "stream": False}
+        await client.post("/api/create", json=body)
+        await client.post("/api/push", json={"model": "own"})
+        await client.post("/api/copy", json={"source": "own", "destination": "own2"})
+        await client.request("DELETE", "/api/delete", json={"model": "own"})
+        await client.request("DELETE", "/api/delete", json={"model": "none"})
+        await client.post("/api/generate", json={"model": MODEL, "prompt": "a"})
+    await asyncio.to_thread(archive.close)
+    rows = read(tmp_path / "requests.db")
+    assert [(row["path"], row["model"], row["state"], row["status"]) for row in rows] == [
+        ("/api/pull", NEW, "done", 200),
+        ("/api/pull", "absent-in-the-registry", "failed", 500),
+        (f"/api/blobs/{blob(data)}", blob(data), "done", 201),
+        (f"/api/blobs/{blob(b'other')}", blob(b"other"), "failed", 400),
+        ("/api/create", "own", "done", 200),
+        ("/api/push", "own", "done", 200),
+        ("/api/copy", "own", "done", 200),
+        ("/api/delete", "own", "done", 200),
+        ("/api/delete", "none", "failed", 404),
+        ("/api/generate", MODEL, "done", 200),
+    ]
+    assert all(row["total_s"] is not None and row["client"] == "127.0.0.1" for row in rows)
+    assert rows[0]["place"] == "n1" and "digest mismatch" in str(rows[3]["error"])
+    logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [one["method"] for one in logged].count("DELETE") == 2
 
 
 # -- delete, copy, push
