@@ -96,7 +96,7 @@ class Dispatcher:
     def refuse_stuck(self) -> None:
         """Tell those that no engine could take for too long."""
         gateway = self._gateway
-        for ticket, decision in self._queue.stuck(gateway.roster, gateway.now(), STUCK_S):
+        for ticket, decision in self._queue.stuck(gateway.now(), STUCK_S):
             exchange: Exchange = ticket.owner
             exchange.refuse(503, f"{exchange.model}: {decision.text}", RETRY_AFTER)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from olol_tui.routing.decision import Decision
+from olol_tui.routing.decision import NOBODY, Decision
 from olol_tui.routing.lane import Lane
 from olol_tui.routing.ticket import Ticket
 
@@ -17,8 +17,8 @@ class Line:
     """Interactive requests first, batch ones when none of those waits or their turn has come."""
 
     __slots__ = (
-        "batch", "bound", "count", "decided_s", "decision", "interactive", "model", "served_s",
-        "turn_s",
+        "batch", "bound", "count", "decided_s", "decision", "interactive", "model",
+        "nobody_s", "served_s", "turn_s",
     )  # fmt: skip
 
     def __init__(self, model: str, now_s: float) -> None:
@@ -31,6 +31,8 @@ class Line:
         self.decision: Decision | None = None
         """Why the next one waits."""
         self.decided_s = now_s
+        self.nobody_s: float | None = None
+        """Since when no engine could take anybody; None while one could."""
         self.served_s = now_s
         """Since when it waits that somebody is served."""
         self.turn_s = now_s
@@ -79,6 +81,15 @@ class Line:
         if not len(self.interactive) or now_s - self.turn_s >= BATCH_TURN_S:
             return self.batch
         return self.interactive
+
+    def decided(self, decision: Decision, now_s: float) -> None:
+        """About whoever is next."""
+        self.decision = decision
+        self.decided_s = now_s
+        if decision.reason != NOBODY:
+            self.nobody_s = None
+        elif self.nobody_s is None:
+            self.nobody_s = now_s
 
     def served(self, ticket: Ticket, now_s: float) -> None:
         """A ticket has left for its slot."""

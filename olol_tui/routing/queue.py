@@ -31,6 +31,7 @@ RECONSIDER_S = 0.1
 """How often it is asked again, when a slot has just been given away, whether a load would pay."""
 _BOUND_TRIED = 16
 """Of the tickets that are bound to certain engines, how many are tried at a time."""
+_MAKES_ROOM = "where it is loaded, room is made for a model that waits longer"
 _BATCH_WAITS = "a batch request has nothing loaded for it while interactive ones wait"
 
 
@@ -152,21 +153,15 @@ class Queue:
         self.books.claim("", model)
         return self.room.drop(model)
 
-    def stuck(self, roster: Roster, now_s: float, limit_s: float) -> list[tuple[Ticket, Decision]]:
+    def stuck(self, now_s: float, limit_s: float) -> list[tuple[Ticket, Decision]]:
         """Take out those that have waited so long while no engine could take them at all."""
         found: list[tuple[Ticket, Decision]] = []
-        for model, line in self.room.lines.items():
-            if any(seat.key in self.books.claims for seat in roster.seats(model)):
-                continue  # Its engine makes room for another model: that is a queue.
-            decision = line.decision
-            nobody = decision is not None and decision.reason == NOBODY
+        for line in self.room.lines.values():
+            nobody = line.nobody_s is not None and now_s - line.nobody_s > limit_s
             for ticket in list(line) if nobody else list(line.bound):
-                reason = decision if ticket.lane is not None else ticket.decision
-                if (
-                    reason is not None
-                    and reason.reason == NOBODY
-                    and now_s - ticket.enqueued_s > limit_s
-                ):
+                reason = line.decision if ticket.lane is not None else ticket.decision
+                waited = now_s - ticket.enqueued_s > limit_s
+                if waited and reason is not None and reason.reason == NOBODY:
                     self.room.withdraw(line, ticket)
                     found.append((ticket, reason))
         return found
@@ -199,7 +194,7 @@ class Queue:
         if line is None or not line.count:
             return steps
         if model in self.room.paused:
-            line.decision = Decision("wait", reason=PAUSED)
+            line.decided(Decision("wait", reason=PAUSED), now_s)
             self.books.claim("", model)
             return steps
         if line.bound:
@@ -207,7 +202,6 @@ class Queue:
         while (lane := line.next_lane(now_s)) is not None:
             if freed and now_s - line.decided_s < RECONSIDER_S and self._is_busy(model, roster):
                 break
-            line.decided_s = now_s
             if not self._serve(line, lane, roster, now_s, steps):
                 break
         if not line.count:
@@ -226,8 +220,8 @@ class Queue:
                 steps.append(Expire(ticket))
                 return True
             decision = self._decide(ticket, roster, ahead, now_s - line.served_s, now_s)
-            decision = self._restrain(ticket, line, decision, now_s)
-            ticket.decision = line.decision = decision
+            ticket.decision = decision = self._restrain(ticket, line, decision, now_s)
+            line.decided(decision, now_s)
             seat = decision.seat
             if decision.action == "dispatch" and seat is not None:
                 self.room.take(line, lane, ticket, self.outlook.cost_s(ticket.ask.model))
@@ -262,7 +256,7 @@ class Queue:
                 continue
             waited_s = now_s - ticket.enqueued_s
             decision = self._decide(ticket, roster, 1, waited_s, now_s)
-            ticket.decision = line.decision = decision
+            ticket.decision = decision
             seat = decision.seat
             if decision.action == "load" and seat is not None:
                 steps.append(self._load(ticket, seat, decision, now_s))
@@ -298,6 +292,9 @@ class Queue:
         )
         if note and decision.seat is not None:
             decision = replace(decision, reason=f"{decision.reason} ({note})")
+        elif decision.reason == NOBODY and any(seat.key in self.books.claims for seat in seats):
+            # That ends by itself: it is a queue, and not an outage.
+            decision = replace(decision, reason=_MAKES_ROOM)
         return decision
 
     def _restrain(self, ticket: Ticket, line: Line, decision: Decision, now_s: float) -> Decision:

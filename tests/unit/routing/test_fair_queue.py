@@ -354,7 +354,81 @@ def test_a_model_that_makes_room_for_another_waits_in_a_queue_not_in_an_outage()
     queue, r = Queue(), roster()
     queue.books.claim("n/simulated-gpu0", "c:latest")
     assert queue.submit(ticket(), r, 0.0) == []
-    assert queue.stuck(r, 1000.0, 30.0) == []
+    assert queue.pump_all(r, 1000.0) == []
+    assert queue.stuck(1000.0, 30.0) == []
+    assert "room is made" in getattr(queue.reason_to_wait(A), "text", "")
     queue.books.claim("", "c:latest")
     (step,) = queue.pump_all(r, 1001.0)
     assert isinstance(step, Dispatch)
+
+
+def test_a_model_that_is_never_idle_starves_no_other_on_its_only_gpu() -> None:
+    """The GPU holds one of both; requests of `a` come without end, three of `b` come once."""
+    sizes = {"size_bytes": 14 * 10**9}
+    holds_a = engine_node("n", "127.0.0.1:1", A, slots=2, **sizes)
+    holds_b = engine_node("n", "127.0.0.1:1", B, slots=2, **sizes)
+    library = (*holds_a.library, *holds_b.library)
+    rosters = {
+        name: Roster(Fleet(nodes=(replace(node, library=library),)), {})
+        for name, node in ((A, holds_a), (B, holds_b))
+    }
+    b = Bench(Queue(WaitingRoom(1000)), rosters[A])
+    load_s = b.queue.speeds.load_s("n", sizes["size_bytes"])
+    waiting: list[Ticket] = []
+    served_at: dict[int, float] = {}
+    loads: list[tuple[float, str]] = []
+    ends: list[tuple[float, str]] = []
+    for second in range(600):
+        now_s = float(second)
+        steps = []
+        for done in [one for one in b.running if one[0] <= now_s]:
+            b.running.remove(done)
+            b.queue.release(done[1], now_s)
+        for at_s, model in [one for one in ends if one[0] <= now_s]:
+            ends.remove((at_s, model))
+            b.roster = rosters[model]
+            b.queue.load_ended("n/simulated-gpu0", model, now_s)
+        while b.queue.queued_of(A) < 3:
+            steps += b.queue.submit(ticket("busy", A), b.roster, now_s)
+        if second == 10:
+            waiting = [ticket("rare", B) for _ in range(3)]
+            for one in waiting:
+                one.enqueued_s = now_s
+                steps += b.queue.submit(one, b.roster, now_s)
+        steps += b.queue.pump_all(b.roster, now_s)
+        for step in steps:
+            if isinstance(step, Dispatch):
+                assert step.seat.warm
+                b.running.append((now_s + SERVICE_S, step.ticket))
+                b.served.append(step.ticket)
+                served_at[id(step.ticket)] = now_s
+            elif isinstance(step, Load):
+                loads.append((now_s, step.model))
+                ends.append((now_s + load_s, step.model))
+        assert b.queue.stuck(now_s, 30.0) == []
+    waits = [served_at[id(one)] - 10 for one in waiting]
+    assert max(waits) < 10 * load_s, "it waits some load times for others' work, not for ever"
+    assert loads[0][1] == B
+    late = [at_s for one, at_s in ((t, served_at[id(t)]) for t in b.served) if one.ask.model == A]
+    assert max(late) > 500, "and the busy one comes back"
+    assert len(loads) < 20, "they do not swap at every request"
+
+
+def test_an_engine_that_is_away_for_a_moment_costs_nobody_the_place() -> None:
+    """They have waited for long, but not for an engine: only that counts."""
+    queue, r = Queue(), roster()
+    running = ticket()
+    queue.submit(running, r, 0.0)
+    waiting = [ticket() for _ in range(3)]
+    for one in waiting:
+        queue.submit(one, r, 0.0)
+    node = replace(engine_node("n", "127.0.0.1:1", A), cordoned=True)
+    away = Roster(Fleet(nodes=(node,)), {})
+    queue.release(running, 100.0)
+    assert queue.pump_all(away, 100.0) == []
+    assert queue.stuck(101.0, 30.0) == []
+    assert queue.pump_all(away, 120.0) == []
+    assert queue.stuck(129.0, 30.0) == []
+    told = queue.stuck(131.0, 30.0)
+    assert [one for one, _ in told] == waiting
+    assert "cordoned" in told[0][1].text
