@@ -49,7 +49,7 @@ class Admission:
             raw = found.keep_alive
             keep_alive_s = keepalive.parse(msgspec.json.decode(raw)) if raw else None
             model = canonical(found.model)
-            terms = terms_of(request.headers, request.key, connection.peer, gateway.now())
+            terms = terms_of(request.headers, request.key, connection.peer, gateway.now)
             refusal = self._refusal(route, found.model, model, request.key, terms)
             if refusal is not None:
                 gateway.error(connection, request, *refusal)
@@ -73,15 +73,21 @@ class Admission:
         if exchange.is_load and keep_alive_s == 0:
             self._unload(exchange)
             return
-        wait_s = gateway.queue.outlook.hopeless_s(exchange.ticket, gateway.roster, gateway.now())
-        if wait_s is not None:
-            exchange.record.cause = "deadline"
-            exchange.refuse(
-                504, f"{model}: its deadline cannot be met: about {wait_s:.1f} s in the queue"
-            )
+        if terms.deadline_s is not None and self._is_too_late(exchange):
             return
         connection.handler = exchange
         gateway.dispatcher.admit(exchange)
+
+    def _is_too_late(self, exchange: Exchange) -> bool:
+        """Refuses a request that is sure to miss its deadline."""
+        gateway = self._gateway
+        wait_s = gateway.queue.outlook.hopeless_s(exchange.ticket, gateway.roster, gateway.now())
+        if wait_s is None:
+            return False
+        exchange.record.cause = "deadline"
+        message = f"its deadline cannot be met: about {wait_s:.1f} s in the queue"
+        exchange.refuse(504, f"{exchange.model}: {message}")
+        return True
 
     async def _inflate(
         self, connection: http.HttpConnection, request: http.Request, route: Inference

@@ -7,15 +7,17 @@ batch cannot ask for more. `X-Olol-Deadline-S: 30` is how long its client would 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from olol_tui.gateway.dialects.errors import BadRequest
 from olol_tui.gateway.keys import Key
 from olol_tui.routing.ticket import Terms
 
+Clock = Callable[[], float]
 _CLASSES = {b"interactive": False, b"batch": True}
 
 
-def terms_of(headers: dict[bytes, bytes], key: Key | None, peer: str, now_s: float) -> Terms:
+def terms_of(headers: dict[bytes, bytes], key: Key | None, peer: str, now: Clock) -> Terms:
     """The terms of a new request.
 
     Without a key it counts as its address's.
@@ -31,7 +33,7 @@ def terms_of(headers: dict[bytes, bytes], key: Key | None, peer: str, now_s: flo
             raise BadRequest("X-Olol-Class: expected interactive or batch")
         batch = batch or asked
     wait_s = headers.get(b"x-olol-deadline-s")
-    deadline_s = None if wait_s is None else now_s + _seconds(wait_s)
+    deadline_s = None if wait_s is None else now() + _seconds(wait_s)
     if key is None or not key.id:
         return Terms(peer, 1.0, batch, deadline_s)
     return Terms(key.id, key.weight, batch, deadline_s)

@@ -25,6 +25,7 @@ class Books:
     prefixes: Prefixes = field(default_factory=Prefixes)
     running: dict[_Place, int] = field(default_factory=dict)
     by_engine: dict[str, int] = field(default_factory=dict)
+    by_model: dict[str, int] = field(default_factory=dict)
     loads: dict[_Place, float] = field(default_factory=dict)
     """When our load of it began."""
     claims: dict[str, str] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class Books:
         )
 
     def running_of(self, model: str) -> int:
-        return sum(n for (_, name), n in self.running.items() if name == model)
+        return self.by_model.get(model, 0)
 
     def take(self, ticket: Ticket, seat: Seat, now_s: float) -> None:
         """A slot of the seat is the ticket's."""
@@ -59,6 +60,7 @@ class Books:
         key = (seat.key, ask.model)
         self.running[key] = self.running.get(key, 0) + 1
         self.by_engine[seat.key] = self.by_engine.get(seat.key, 0) + 1
+        self.by_model[ask.model] = self.by_model.get(ask.model, 0) + 1
         self._last_used[key] = now_s
         if ask.prefix:
             keeps = CACHES_PER_SLOT * seat.slots
@@ -69,6 +71,7 @@ class Books:
         key = (seat.key, model)
         _decrement(self.running, key)
         _decrement(self.by_engine, seat.key)
+        _decrement(self.by_model, model)
         self._last_used[key] = now_s
         if seat.key in self.claims or seat.key not in self.by_engine:
             self.freed = True

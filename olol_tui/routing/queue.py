@@ -64,7 +64,7 @@ class Queue:
 
     @property
     def running(self) -> int:
-        return sum(self.books.running.values())
+        return sum(self.books.by_model.values())
 
     def running_of(self, model: str) -> int:
         return self.books.running_of(model)

@@ -9,6 +9,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,30 @@ def test_a_request_is_cancelled_by_its_id(served: Instance) -> None:
     assert "error" in lines[-1]
     states = {r["id"]: r["state"] for r in served.fleet()["requests"]}
     assert states[request] == "cancelled"
+
+
+def test_a_model_is_paused_and_resumed_from_the_shell(served: Instance) -> None:
+    done = served.run("pause", MODEL)
+    assert done.returncode == 0, done.stderr
+    assert "its requests wait" in done.stdout
+    assert served.fleet()["paused"] == [MODEL]
+    url = served.fleet()["gateway"]["address"]
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(ask, url)
+        request = until(lambda: [r for r in served.fleet()["requests"] if r["state"] == "queued"])
+        assert "paused" in request[0]["why"]
+        where = served.run("reroute", request[0]["id"], "--to", "nowhere")
+        assert where.returncode == 1
+        assert "nowhere has no engine that could run" in where.stderr
+        assert "sim" in where.stderr, "it says where it could go"
+        assert served.run("reroute", request[0]["id"], "--to", "sim").returncode == 0
+        assert not reply.done()
+        assert served.run("resume", MODEL).returncode == 0
+        assert reply.result(60)[-1]["done"]
+    assert served.fleet()["paused"] == []
+    unknown = served.run("pause", "no-such-model")
+    assert unknown.returncode == 1
+    assert "no node has no-such-model" in unknown.stderr
 
 
 def test_once_prints_a_snapshot_of_the_running_core(served: Instance) -> None:

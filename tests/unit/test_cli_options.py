@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 
 from olol_tui import __version__
-from olol_tui.cli import _command, _parser, main
+from olol_tui.cli import _command, _config, _parser, main
 from olol_tui.demo_fleet import demo_config, demo_paths
-from olol_tui.fleet.commands import AnyCommand, CancelRequest, Move, Place, SetPin, Unload
+from olol_tui.fleet.commands import (
+    AnyCommand,
+    CancelRequest,
+    Move,
+    PauseModel,
+    Place,
+    RerouteRequest,
+    SetPin,
+    Unload,
+)
+from olol_tui.paths import Paths
 
 
 @pytest.mark.parametrize(
@@ -22,10 +32,26 @@ from olol_tui.fleet.commands import AnyCommand, CancelRequest, Move, Place, SetP
         ("pin m n1/cpu", SetPin("m", "n1", "cpu", pinned=True)),
         ("unpin m n1/cpu", SetPin("m", "n1", "cpu", pinned=False)),
         ("cancel r17", CancelRequest("r17")),
+        ("pause qwen3:8b", PauseModel("qwen3:8b")),
+        ("resume qwen3:8b", PauseModel("qwen3:8b", paused=False)),
+        ("reroute r17 --to n2", RerouteRequest("r17", to="n2")),
+        ("reroute r17 --away n2/ollama-gpu0", RerouteRequest("r17", away="n2/ollama-gpu0")),
     ],
 )
 def test_a_line_becomes_a_command(line: str, command: AnyCommand) -> None:
     assert _command(_parser().parse_args(line.split())) == command
+
+
+def test_bounds_of_the_command_line_go_before_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text("[gateway]\nmax_queue = 5\nport = 1234\n")
+    line = f"--config {path} --state-dir {tmp_path} --max-queue 9000 --max-body 1MiB"
+    args = _parser().parse_args(line.split())
+    config = _config(args, Paths.resolve(args.state_dir, args.config))
+    gateway = config.gateway
+    assert (gateway.max_queue, gateway.max_body_bytes, gateway.port) == (9000, 2**20, 1234)
+    # So that a file that changes later does not take them back.
+    assert config.given == {"max_queue": 9000, "max_body_bytes": 2**20}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +68,10 @@ def test_a_line_becomes_a_command(line: str, command: AnyCommand) -> None:
         ("--json", "--json needs --once"),
         ("--serve --once", "either --serve or --once"),
         ("no-such-command", "no-such-command"),
+        ("reroute r17", "one of the arguments --to --away is required"),
+        ("--max-queue many", "expected a number from 0 to 1000000, got 'many'"),
+        ("--max-body 3 quarts", "--max-body"),
+        ("--max-body 3G", "expected a size such as"),
     ],
 )
 def test_a_wrong_line_ends_with_2_and_says_what_was_expected(
