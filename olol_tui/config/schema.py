@@ -319,8 +319,9 @@ class ModelConfig(_Table):
 
     @model_validator(mode="after")
     def _says_something(self) -> ModelConfig:
-        if not self.path and (self.policy is None or self.chat_template):
-            raise ValueError("expected path = the model's GGUF file, or a policy")
+        is_about_use = self.policy is not None or "split" in self.model_fields_set
+        if not self.path and (self.chat_template or not is_about_use):
+            raise ValueError("expected path = the model's GGUF file, a policy, or split")
         return self
 
 
