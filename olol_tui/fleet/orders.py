@@ -202,7 +202,7 @@ class Orders:
             fields["simulated"] = {key: v for key, v in simulated.items() if v is not None}
         await self._file.add_node(command.name, fields)
         return self._desk.book.note(
-            f"add {command.name}", f"{command.name} is in the configuration; P provisions it"
+            f"add {command.name}", f"{command.name} is in the configuration"
         )
 
     async def _remove(self, node: str) -> str:

@@ -60,7 +60,7 @@ async def test_a_node_is_added_and_removed_while_the_others_work(tmp_path: Path)
     async with from_file(tmp_path) as fleet:
         pids = [engine.pid for engine in fleet.node().engines]
         done = await fleet.do(AddNode("h1", host="127.0.0.1", port=1, simulated_gpus=4))
-        assert "P provisions it" in done.message
+        assert "is in the configuration" in done.message
         await fleet.until(lambda f: any(n.name == "h1" and n.state == "failed" for n in f.nodes))
         text = file_of(fleet).read_text()
         assert "# The fleet of the lab." in text and "# small" in text and "[nodes.h1]" in text
