@@ -194,8 +194,10 @@ def requests(at_s: float, places: Sequence[tuple[str, str]], queued: int) -> tup
                 path="/v1/chat/completions" if index % 2 else "/api/chat",
                 client=clients[index % 4],
                 age_s=age_s,
-                wait_s=age_s,
                 prompt_tokens=None,
+                priority="batch" if index % 4 == 2 else "interactive",
+                position=1 + index // 3,
+                expected_s=4.2 * (1 + index // 3) + index % 3,
             )
         )
     for index, (where, model) in enumerate(places):

@@ -41,6 +41,7 @@ def fields_of(request: Request) -> Fields:
         "state": request.state,
         "model": request.model,
         "client": request.client,
+        "class": request.priority,
         "where": request.where,
         "engine": request.engine,
         "path": request.path,
