@@ -38,6 +38,7 @@ FILE = """\
 local = true
 simulated = { gpus = 2, load_bytes_s = 2e10 }  # small
 """
+CLOSED_NODE = '\n[nodes.h1]\nhost = "127.0.0.1"\nport = 1\n'
 CLOSED = {"host": "127.0.0.1", "port": 1}
 """A node that refuses at once."""
 
@@ -250,3 +251,42 @@ async def test_a_paused_model_stays_paused_over_a_restart(tmp_path: Path) -> Non
         assert fleet.fleet.paused == (canonical(model),)
         await fleet.do(PauseModel(model, paused=False))
         assert fleet.fleet.paused == ()
+
+
+async def test_a_change_of_the_file_waits_for_requests_and_may_be_taken_back(
+    tmp_path: Path,
+) -> None:
+    async with from_file(tmp_path) as fleet:
+        traffic = Traffic(fleet)
+        pids = {engine.id: engine.pid for engine in fleet.node().engines}
+        traffic.begin("r1", "n1/simulated-gpu0")
+        traffic.begin("r2", "n1/simulated-gpu1")
+        await fleet.until(lambda f: len(f.requests) == 2)
+
+        # Other rates are another engine: it takes no new work, and waits for its request.
+        other = FILE.replace("load_bytes_s = 2e10", "load_bytes_s = 1e10")
+        file_of(fleet).write_text(other + CLOSED_NODE)
+        waiting = await fleet.until(
+            lambda f: any("waits for 2 requests" in o.message for o in f.operations)
+        )
+        assert all(engine.cordoned for engine in waiting.nodes[0].engines)
+        file_of(fleet).write_text(FILE)
+        back = await fleet.until(
+            lambda f: len(f.nodes) == 1 and not any(o.state == "running" for o in f.operations)
+        )
+        assert not any(engine.cordoned for engine in back.nodes[0].engines)
+        assert {engine.id: engine.pid for engine in fleet.node().engines} == pids
+
+        # A role in the file touches one GPU's engine, and its neighbour computes on.
+        file_of(fleet).write_text(FILE + '[nodes.n1.roles]\n1 = "off"\n')
+        await fleet.until(lambda f: fleet.engine("n1/simulated-gpu1").cordoned)
+        assert not fleet.engine("n1/simulated-gpu0").cordoned
+        traffic.end("r2")
+        await fleet.until(lambda f: len(f.nodes[0].engines) == 1)
+        assert fleet.engine("n1/simulated-gpu0").pid == pids["n1/simulated-gpu0"]
+        assert traffic.cancelled == [] and list(traffic.requests) == ["r1"]
+
+        # A pool is only a word: nothing stops for it.
+        file_of(fleet).write_text(FILE.replace("local = true", 'local = true\npool = "batch"'))
+        await fleet.until(lambda f: f.nodes[0].pool == "batch" and len(f.nodes[0].engines) == 2)
+        assert fleet.engine("n1/simulated-gpu0").pid == pids["n1/simulated-gpu0"]

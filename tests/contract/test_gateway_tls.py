@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from olol_tui.config import GatewayConfig, parse
+from olol_tui.config import FieldProblem, GatewayConfig, parse
 from olol_tui.errors import ConfigError
 from olol_tui.fleet.snapshot import Fleet
 from olol_tui.gateway.gateway import Gateway
@@ -125,6 +125,32 @@ async def test_new_files_are_used_without_a_restart_and_half_a_pair_is_not(
         async with asyncio.timeout(10):
             while await common_name(gateway) != "second":
                 await asyncio.sleep(0.05)
+
+
+async def test_other_files_are_looked_at_before_they_are_used(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    async with served(files) as gateway:
+        settings = gateway.settings
+        other = tmp_path / "other.pem", tmp_path / "other.key"
+        config = settings.config.model_copy(
+            update={"tls_cert": str(other[0]), "tls_key": str(other[1]), "max_body_bytes": 5}
+        )
+        with pytest.raises(FieldProblem, match="cannot be used") as caught:
+            settings.prepare(config, gateway)
+        assert caught.value.field == ("gateway", "tls_cert")
+        assert gateway.limits.body_bytes != 5 and await common_name(gateway) == "first"
+        for path, content in zip(other, make(tmp_path, "other"), strict=True):
+            path.write_bytes(content)
+        settle = settings.prepare(config, gateway)
+        assert await common_name(gateway) == "first", "looked at, not used"
+        assert settle() == ()
+        assert gateway.limits.body_bytes == 5 and await common_name(gateway) == "other"
+        plain = config.model_copy(update={"tls_cert": "", "tls_key": "", "port": 1})
+        told = settings.prepare(plain, gateway)()
+        assert any("plain http from the next start" in one for one in told)
+        assert any("gateway.port = 1 holds from the next start" in one for one in told)
+        assert await common_name(gateway) == "other"
 
 
 @pytest.mark.parametrize("harm", ["missing", "nonsense", "other key"])
