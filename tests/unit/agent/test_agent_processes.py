@@ -68,8 +68,8 @@ async def test_an_adopted_process_is_followed_and_stopped(tmp_path: Path) -> Non
         waiter = asyncio.get_running_loop().run_in_executor(None, child.wait)
         await process.stop(30)
         assert ended.is_set()
-        assert process.returncode is None
-        assert await waiter == -signal.SIGTERM
+        # It is a child of this process too: whoever collects it first hears how it ended.
+        assert -signal.SIGTERM in (process.returncode, await waiter)
     finally:
         child.kill()
         child.wait()
