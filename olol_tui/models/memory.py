@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from olol_tui.models.learned import Learned
 from olol_tui.models.shape import Shape
@@ -114,7 +115,11 @@ class Need:
 
 def need(shape: Shape, settings: Settings, learned: Learned | None = None) -> Need:
     """What the model takes when started with these settings."""
-    factor = learned.compute_factor(shape.architecture) if learned else 1.0
+    return _need(shape, settings, learned.compute_factor(shape.architecture) if learned else 1.0)
+
+
+@lru_cache(maxsize=1024)
+def _need(shape: Shape, settings: Settings, factor: float) -> Need:
     width = shape.embedding_length
     feed = max(shape.feed_forward * 3, shape.experts_width)
     row = 4 * settings.ubatch * factor
@@ -150,19 +155,21 @@ def kv_bytes(shape: Shape, settings: Settings) -> tuple[int, ...]:
     block, size = CACHE_TYPES[settings.cache_type]
     streams = 1 if settings.is_unified else settings.slots
     cells = _cells(settings)
-    known: dict[tuple[int, int, int, int], int] = {}
-    found = []
-    for layer in zip(
-        shape.key_elements, shape.value_elements, shape.windows, shape.recurrent_bytes, strict=True
-    ):
-        taken = known.get(layer)
-        if taken is None:
-            key, value, window, state = layer
-            kept = _window_cells(window, cells, settings) if window else cells
-            token = (-(-key // block) + -(-value // block)) * size
-            taken = known[layer] = kept * streams * token + state * settings.slots
-        found.append(taken)
-    return tuple(found)
+    layers = list(
+        zip(
+            shape.key_elements,
+            shape.value_elements,
+            shape.windows,
+            shape.recurrent_bytes,
+            strict=True,
+        )
+    )
+    kinds: dict[tuple[int, int, int, int], int] = {}
+    for key, value, window, state in set(layers):
+        kept = _window_cells(window, cells, settings) if window else cells
+        token = (-(-key // block) + -(-value // block)) * size
+        kinds[key, value, window, state] = kept * streams * token + state * settings.slots
+    return tuple(kinds[layer] for layer in layers)
 
 
 def _cells(settings: Settings) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
+from heapq import heappush, heappushpop
+from itertools import accumulate
+from operator import add
 
 from olol_tui.models.learned import Learned
 from olol_tui.models.memory import Need, Settings, need
@@ -21,9 +25,11 @@ from olol_tui.placement.shares import (
 from olol_tui.units import format_size
 
 UNKNOWN_LINK = Link(rtt_s=0.001)
-_LOOPBACK = Link(rtt_s=0.0)
-_HEADS_TRIED = 16
-"""Heads compared by their links once the fewest devices are known."""
+_HEADS_TRIED = 8
+"""Heads that are compared, those with most room first."""
+_FEW, _HEADS_TRIED_OF_MANY = 4, 4
+"""Splits over more devices than `_FEW` are compared for fewer heads."""
+_SLACK_PARTS = 50
 _USUAL_SPEED = {"nvidia": 400e9, "amd": 350e9, "cpu": 15e9}
 """Bytes of weights read per second while decoding, when nobody has measured."""
 _OTHER_SPEED = 200e9
@@ -48,159 +54,35 @@ class Ground:
     ) -> None:
         self._links = links or {}
         self._learned = learned or Learned()
-        self._room = {
-            device: device.free_bytes - self._learned.overhead_bytes(device.vendor)
-            for device in devices
-        }
-        everything = sorted(self._room, key=lambda d: (-self._room[d], d.node, d.label, d.uuid))
-        gpus = [device for device in everything if device.vendor != "cpu"]
-        # Layers on a CPU are ten times slower: they are planned only where GPUs do not suffice.
-        self._pools = [_Pool(pool, self._room) for pool in (gpus, everything) if pool]
-        if len(gpus) == len(everything):
-            del self._pools[1:]
-
-    def plan(
-        self,
-        shape: Shape,
-        settings: Settings,
-        blobs: Collection[str],
-    ) -> SplitPlan | Refusal:
-        """The split of one model whose file lies on the nodes `blobs`."""
-        wanted = need(shape, settings, self._learned)
-        costs = [w + kv for w, kv in zip(wanted.weights, wanted.kv, strict=True)]
-        ask = _Ask(
-            shape, settings, wanted, Layers(costs, wanted.output_bytes + wanted.logits_bytes), blobs
+        seats = sorted(
+            (_Seat(d, d.free_bytes - self._learned.overhead_bytes(d.vendor)) for d in devices),
+            key=lambda seat: (-seat.room, seat.device.node, seat.device.label, seat.device.uuid),
         )
+        gpus = [seat for seat in seats if seat.device.vendor != "cpu"]
+        # Layers on a CPU are ten times slower: they are planned only where GPUs do not suffice.
+        pools = [gpus] if len(gpus) == len(seats) else [gpus, seats]
+        self._pools = [_Pool(pool, self._links) for pool in pools if pool]
+
+    def plan(self, shape: Shape, settings: Settings, blobs: Collection[str]) -> SplitPlan | Refusal:
+        """The split of one model whose file lies on the nodes `blobs`."""
+        ask = _Ask(need(shape, settings, self._learned), settings, blobs)
         for pool in self._pools:
-            chosen = self._one(pool, ask) or self._node(pool, ask) or self._nodes(pool, ask)
+            chosen = _one(pool, ask) or _node(pool, ask) or _nodes(pool, ask)
             if chosen is not None:
                 return self._write(ask, *chosen)
         return self._refuse(ask)
 
-    def _one(self, pool: _Pool, ask: _Ask) -> _Chosen | None:
-        """A single device that holds everything: the fastest, then the tightest."""
-        fits = [
-            device
-            for node in ask.blobs
-            for device in pool.by_node.get(node, ())
-            if self._room[device] - ask.fixed >= ask.layers.total
-        ]
-        if not fits:
-            return None
-        best = min(fits, key=lambda d: (-_speed(d), d.free_bytes, d.node, d.label))
-        return "gpu", best, []
-
-    def _node(self, pool: _Pool, ask: _Ask) -> _Chosen | None:
-        """The fewest devices of one node; then the fastest."""
-        best: tuple[tuple[float, ...], _Chosen] | None = None
-        for node in sorted(ask.blobs):
-            members = pool.by_node.get(node, ())
-            for count in range(2, min(len(members), MAX_DEVICES) + 1):
-                if best is not None and count > best[0][0]:
-                    break
-                if sum(self._rooms(members[:count], ask)) < ask.layers.total:
-                    continue
-                found = self._heads(members[:count], [], ask)
-                if found is not None:
-                    rank = (count, -min(_speed(d) for d in members[:count]))
-                    if best is None or rank < best[0]:
-                        best = rank, ("node", *found)
-                    break
-        return best[1] if best else None
-
-    def _nodes(self, pool: _Pool, ask: _Ask) -> _Chosen | None:
-        """The fewest devices of any nodes; then the fastest links."""
-        heads = [pool.by_node[node][0] for node in ask.blobs if node in pool.by_node]
-        heads.sort(key=lambda d: (-self._room[d], d.node))
-        best: tuple[tuple[float, ...], _Chosen] | None = None
-        for head in heads[:_HEADS_TRIED]:
-            others = [device for device in pool.order if device is not head]
-            for count in range(1, min(len(others), MAX_DEVICES - 1) + 1):
-                if best is not None and count > best[0][0]:
-                    break
-                found = self._near(head, others, count, ask)
-                if found is not None:
-                    rtt = sum(self._rtt(head.node, d.node) for d in found[1])
-                    nodes = len({d.node for d in found[1]})
-                    rank = (count, rtt, nodes)
-                    if best is None or rank < best[0]:
-                        best = rank, ("nodes", *found)
-                    break
-        return best[1] if best else None
-
-    def _near(
-        self, head: SplitDevice, others: Sequence[SplitDevice], count: int, ask: _Ask
-    ) -> tuple[SplitDevice, list[SplitDevice]] | None:
-        """`count` workers for the head, by the shortest round trips that still suffice."""
-        if not self._suffices(head, others[:count], ask):
-            return None
-        reach = sorted({self._rtt(head.node, device.node) for device in others})
-        for limit in reach:
-            near = [d for d in others if self._rtt(head.node, d.node) <= limit]
-            if len(near) >= count and self._suffices(head, near[:count], ask):
-                chosen = self._heads([head], near[:count], ask)
-                if chosen is not None:
-                    return chosen
-        return self._heads([head], others[:count], ask)
-
-    def _suffices(self, head: SplitDevice, others: Sequence[SplitDevice], ask: _Ask) -> bool:
-        return sum(self._rooms([head, *others], ask)) >= ask.layers.total
-
-    def _heads(
-        self, local: Sequence[SplitDevice], others: Sequence[SplitDevice], ask: _Ask
-    ) -> tuple[SplitDevice, list[SplitDevice]] | None:
-        """A head among `local` and an order of the rest in which all layers fit."""
-        for head in local:
-            rest = [d for d in (*others, *local) if d is not head]
-            groups = [
-                [d for d in rest if not _is_local(d, head)],
-                [d for d in rest if _is_local(d, head)],
-            ]
-            rooms = [self._rooms(group, ask) for group in groups]
-            orders, fits = arrange(ask.layers, rooms, self._rooms([head], ask)[0])
-            if fits:
-                return head, [
-                    group[i] for group, order in zip(groups, orders, strict=True) for i in order
-                ]
-        return None
-
-    def _rooms(self, devices: Iterable[SplitDevice], ask: _Ask) -> list[int]:
-        return [max(0, self._room[device] - ask.fixed) for device in devices]
-
-    def _rtt(self, head: str, worker: str) -> float:
-        if head == worker:
-            return _LOOPBACK.rtt_s
-        return self._links.get((head, worker), UNKNOWN_LINK).rtt_s
-
-    def _write(
-        self, ask: _Ask, level: Level, head: SplitDevice, others: list[SplitDevice]
-    ) -> SplitPlan:
+    def _write(self, ask: _Ask, level: Level, head: _Seat, others: list[_Seat]) -> SplitPlan:
         order = [*others, head]
-        counts = balance(ask.layers, self._rooms(order, ask))
-        assert counts is not None, "an arrangement that fits can be filled"
+        counts = balance(ask.layers, [ask.room(seat) for seat in order])
+        if counts is None:
+            raise AssertionError("an arrangement that fits can be filled")
         shares: list[Share] = []
         at = 0
-        for device, count in zip(order, counts, strict=True):
-            is_head = device is head
-            if not count and not is_head:
-                continue
-            weights = sum(ask.need.weights[at : at + count])
-            shares.append(
-                Share(
-                    device=device,
-                    is_local=_is_local(device, head),
-                    first_layer=at,
-                    layers=count,
-                    weights_bytes=weights + (ask.need.output_bytes if is_head else 0),
-                    kv_bytes=sum(ask.need.kv[at : at + count]),
-                    compute_bytes=ask.need.compute_bytes(at, count)
-                    + (ask.need.first_bytes if not shares else 0)
-                    + (ask.need.logits_bytes if is_head else 0),
-                    overhead_bytes=self._learned.overhead_bytes(device.vendor),
-                    has_output=is_head,
-                    rtt_s=self._rtt(head.node, device.node),
-                )
-            )
+        for seat, count in zip(order, counts, strict=True):
+            is_head = seat is head
+            if count or is_head:
+                shares.append(self._share(ask, seat, head, at, count, is_first=not shares))
             at += count
         return SplitPlan(
             level=level,
@@ -208,95 +90,292 @@ class Ground:
             settings=ask.settings,
             need=ask.need,
             tokens_factor=_tokens_factor(shares),
-            reasons=self._reasons(level, head, shares),
         )
 
-    def _reasons(self, level: Level, head: SplitDevice, shares: Sequence[Share]) -> tuple[str, ...]:
-        total = format_size(sum(share.total_bytes for share in shares))
-        if level == "gpu":
-            return (
-                f"{head.where} holds all of it: {total} of {format_size(head.free_bytes)} free",
-            )
-        said = [f"no single device with the file has {total} free"]
-        if level == "node":
-            said.append(f"{len(shares)} devices of {head.node} are the fewest that hold it")
-        else:
-            said.append(
-                f"no node with the file holds it alone; {len(shares)} devices are the fewest"
-            )
-            for node in dict.fromkeys(s.device.node for s in shares if s.device.node != head.node):
-                link = self._links.get((head.node, node))
-                said.append(
-                    f"{head.node} to {node}: {link.rtt_s * 1000:.2g} ms a round trip"
-                    if link
-                    else f"{head.node} to {node}: not measured, 1 ms assumed"
-                )
-        said.append(f"{head.where} is the head: the file is on {head.node}")
-        return tuple(said)
+    def _share(
+        self, ask: _Ask, seat: _Seat, head: _Seat, at: int, count: int, *, is_first: bool
+    ) -> Share:
+        is_head = seat is head
+        wanted = ask.need
+        compute = wanted.compute_bytes(at, count)
+        compute += (wanted.first_bytes if is_first else 0) + (wanted.logits_bytes if is_head else 0)
+        is_near = seat.device.node == head.device.node
+        link = self._links.get((head.device.node, seat.device.node))
+        return Share(
+            device=seat.device,
+            is_local=_is_local(seat, head),
+            first_layer=at,
+            layers=count,
+            weights_bytes=sum(wanted.weights[at : at + count])
+            + (wanted.output_bytes if is_head else 0),
+            kv_bytes=sum(wanted.kv[at : at + count]),
+            compute_bytes=compute,
+            overhead_bytes=self._learned.overhead_bytes(seat.device.vendor),
+            has_output=is_head,
+            rtt_s=0.0 if is_near else (link or UNKNOWN_LINK).rtt_s,
+            is_measured=is_near or link is not None,
+        )
 
     def _refuse(self, ask: _Ask) -> Refusal:
-        order = self._pools[-1].order if self._pools else []
-        rooms = [self._room[device] for device in order]
-        useful = [room - ask.fixed for room in rooms if room > ask.fixed][:MAX_DEVICES]
-        available = sum(useful)
-        total = ask.layers.total
-        if not any(device.node in ask.blobs for device in order):
-            message = "no node that may take layers holds the model's file"
-        else:
-            message = (
-                f"it needs {format_size(total)} beside {format_size(ask.fixed)} of buffers on each "
-                f"device; {len(useful)} devices have {format_size(available)} free for it"
+        seats = self._pools[-1].seats if self._pools else []
+        rooms = [room for seat in seats[:MAX_DEVICES] if (room := ask.room(seat)) > 0]
+        available, total = sum(rooms), ask.layers.total
+        holders = [seat for seat in seats if seat.device.node in ask.blobs]
+        if not holders:
+            return Refusal(
+                "no device of a node that holds the model's file may take layers", total, available
             )
-        return Refusal(message, total, available)
+        best = holders[0].device
+        devices = "1 device has" if len(rooms) == 1 else f"{len(rooms)} devices have"
+        said = [
+            f"of the nodes that hold the file {best.where} has most: {format_size(best.free_bytes)}"
+        ]
+        if len(seats) > MAX_DEVICES:
+            said.append(f"a split takes {MAX_DEVICES} devices at most")
+        message = (
+            f"it needs {format_size(total)}, and on each device {format_size(ask.fixed)} of "
+            f"buffers beside what a process takes; {devices} {format_size(available)} for it"
+        )
+        if total <= available:
+            # Enough in all, but not in whole layers, or not where the output layer must lie.
+            largest = max(b - a for a, b in zip(ask.layers.sums, ask.layers.sums[1:], strict=False))
+            said.append(
+                f"layers are whole: the largest takes {format_size(largest)}, the output layer "
+                f"{format_size(ask.layers.tail)} on a node that holds the file"
+            )
+        return Refusal(message, total, available, tuple(said))
 
 
-_Chosen = tuple[Level, SplitDevice, list[SplitDevice]]
+class _Seat:
+    """A device with the bytes it can give to buffers."""
+
+    __slots__ = ("device", "room", "speed")
+
+    def __init__(self, device: SplitDevice, room: int) -> None:
+        self.device = device
+        self.room = room
+        usual = _USUAL_SPEED.get(device.vendor, _OTHER_SPEED)
+        self.speed = device.speed_bytes_s or usual
 
 
 class _Pool:
-    """Devices by room, whole and by node."""
+    """Seats by room, the most first: all, and by node."""
 
-    __slots__ = ("by_node", "order")
+    def __init__(self, seats: list[_Seat], links: Links) -> None:
+        self.seats = seats
+        self.by_node: dict[str, list[_Seat]] = {}
+        for seat in seats:
+            self.by_node.setdefault(seat.device.node, []).append(seat)
+        self.sums = list(accumulate((seat.room for seat in seats), initial=0))
+        """Room of the first n seats; negative rooms come last."""
+        self._totals = [
+            (-sum(seat.room for seat in members), node) for node, members in self.by_node.items()
+        ]
+        self._links = links
+        self._near: dict[str, list[tuple[float, int, str]]] = {}
 
-    def __init__(self, order: list[SplitDevice], room: dict[SplitDevice, int]) -> None:
-        self.order = order
-        self.by_node: dict[str, list[SplitDevice]] = {}
-        for device in order:
-            self.by_node.setdefault(device.node, []).append(device)
+    def trip(self, head: str, node: str) -> float:
+        """Seconds from a head's node to another and back."""
+        if head == node:
+            return 0.0
+        link = self._links.get((head, node))
+        return UNKNOWN_LINK.rtt_s if link is None else link.rtt_s
+
+    def near(self, head: str) -> list[tuple[float, int, str]]:
+        """Nodes by round trip from a head's node, itself first, then those with most room."""
+        found = self._near.get(head)
+        if found is None:
+            trip = self.trip
+            found = self._near[head] = sorted(
+                (trip(head, node), total, node) for total, node in self._totals
+            )
+        return found
 
 
 class _Ask:
     """One model to be planned."""
 
-    __slots__ = ("blobs", "fixed", "layers", "need", "settings", "shape")
+    __slots__ = ("blobs", "fixed", "layers", "need", "settings")
 
-    def __init__(
-        self, shape: Shape, settings: Settings, wanted: Need, layers: Layers, blobs: Collection[str]
-    ) -> None:
-        self.shape = shape
-        self.settings = settings
+    def __init__(self, wanted: Need, settings: Settings, blobs: Collection[str]) -> None:
         self.need = wanted
-        self.layers = layers
+        self.settings = settings
         self.blobs = blobs
+        tail = wanted.output_bytes + wanted.logits_bytes
+        self.layers = Layers(list(map(add, wanted.weights, wanted.kv)), tail)
         # Which device is first is known last: each is asked to have the room for it.
         self.fixed = wanted.largest_compute_bytes + wanted.first_bytes
-        """Bytes that every device pays beside its layers."""
+
+    def room(self, seat: _Seat) -> int:
+        """Bytes that the device can give to layers."""
+        return max(0, seat.room - self.fixed)
+
+    def suffices(self, room_bytes: int, count: int) -> bool:
+        """Whether so much room on `count` devices is enough, could layers be cut at will."""
+        return room_bytes - count * self.fixed >= self.layers.total
 
 
-def _is_local(device: SplitDevice, head: SplitDevice) -> bool:
+_Chosen = tuple[Level, _Seat, list[_Seat]]
+
+
+def _one(pool: _Pool, ask: _Ask) -> _Chosen | None:
+    """A single device that holds everything: the fastest, then the tightest."""
+    wanted = ask.layers.total + ask.fixed
+    best: _Seat | None = None
+    for node in ask.blobs:
+        for seat in pool.by_node.get(node, ()):
+            if seat.room < wanted:
+                break
+            if best is None or _rank(seat) < _rank(best):
+                best = seat
+    return ("gpu", best, []) if best else None
+
+
+def _rank(seat: _Seat) -> tuple[float, int, str, str]:
+    return -seat.speed, seat.room, seat.device.node, seat.device.label
+
+
+def _node(pool: _Pool, ask: _Ask) -> _Chosen | None:
+    """The fewest devices of one node; then the fastest."""
+    best: tuple[tuple[float, ...], _Chosen] | None = None
+    for node in sorted(ask.blobs):
+        seats = pool.by_node.get(node, ())
+        room = seats[0].room if seats else 0
+        for count in range(2, min(len(seats), MAX_DEVICES) + 1):
+            room += seats[count - 1].room
+            if best is not None and count > best[0][0]:
+                break
+            if not ask.suffices(room, count):
+                continue
+            members = seats[:count]
+            found = _arranged(members, members, ask)
+            if found is not None:
+                rank = (count, -min(seat.speed for seat in members))
+                if best is None or rank < best[0]:
+                    best = rank, ("node", *found)
+                break
+    return best[1] if best else None
+
+
+def _nodes(pool: _Pool, ask: _Ask) -> _Chosen | None:
+    """The fewest devices of any nodes; then the fastest links."""
+    heads = [seat for node in ask.blobs for seat in pool.by_node.get(node, ())]
+    heads.sort(key=lambda seat: (-seat.room, seat.device.node, seat.device.label))
+    ranks = {seat: index for index, seat in enumerate(pool.seats[:MAX_DEVICES])}
+    for count in range(2, min(len(pool.seats), MAX_DEVICES) + 1):
+        best: tuple[tuple[float, ...], _Chosen] | None = None
+        for head in heads[: _HEADS_TRIED if count <= _FEW else _HEADS_TRIED_OF_MANY]:
+            is_among = ranks.get(head, count) < count
+            room = pool.sums[count] if is_among else pool.sums[count - 1] + head.room
+            if not ask.suffices(room, count):
+                break
+            # No other devices do where the largest do not.
+            others = [seat for seat in pool.seats[:count] if seat is not head][: count - 1]
+            largest = _arranged([head], others, ask)
+            if largest is None:
+                continue
+            found = _near(pool, head, count, ask) or largest
+            rank = _far(pool, *found)
+            if best is None or rank < best[0]:
+                best = rank, ("nodes", *found)
+        if best is not None:
+            return best[1]
+    return None
+
+
+def _far(pool: _Pool, head: _Seat, others: Sequence[_Seat]) -> tuple[float, int]:
+    """Round trips of a token, and nodes that it visits."""
+    return (
+        sum(pool.trip(head.device.node, seat.device.node) for seat in others),
+        len({seat.device.node for seat in others}),
+    )
+
+
+def _near(pool: _Pool, head: _Seat, count: int, ask: _Ask) -> tuple[_Seat, list[_Seat]] | None:
+    """`count` devices with this head, from as near as suffices."""
+    rooms: list[tuple[int, int, _Seat]] = []
+    total, serial = 0, 0
+    enough = ask.layers.total + count * ask.fixed - head.room
+    for _, _, node in pool.near(head.device.node):
+        for seat in pool.by_node[node]:
+            if seat is head:
+                continue
+            serial -= 1
+            entry = (seat.room, serial, seat)
+            if len(rooms) < count - 1:
+                heappush(rooms, entry)
+                total += seat.room
+            elif seat.room > rooms[0][0]:
+                total += seat.room - heappushpop(rooms, entry)[0]
+            else:
+                break
+        if len(rooms) == count - 1 and total >= enough:
+            chosen = [seat for _, _, seat in rooms]
+            nearer = _come_closer(pool, head, chosen, total + head.room, ask)
+            found = _arranged([head], nearer, ask) or _arranged([head], chosen, ask)
+            if found is not None:
+                return found
+            # Whole layers need some slack: it is tried again when there is clearly more room.
+            enough = total + ask.layers.total // _SLACK_PARTS
+    return None
+
+
+def _come_closer(
+    pool: _Pool, head: _Seat, chosen: list[_Seat], room: int, ask: _Ask
+) -> list[_Seat]:
+    """Devices of the head's own node in place of far ones, as long as the room suffices."""
+    own = [s for s in pool.by_node[head.device.node] if s is not head and s not in chosen]
+    kept = [seat for seat in chosen if seat.device.node == head.device.node]
+    far = [seat for seat in chosen if seat.device.node != head.device.node]
+    far.sort(key=lambda seat: seat.room)
+    for seat in far:
+        spare = room - seat.room - len(chosen) * ask.fixed - ask.fixed
+        place = bisect_left([-s.room for s in own], -(ask.layers.total - spare) + 1)
+        if own and place > 0:
+            taken = own.pop(0)
+            kept.append(taken)
+            room += taken.room - seat.room
+        else:
+            kept.append(seat)
+    return kept
+
+
+def _arranged(
+    heads: Sequence[_Seat], members: Sequence[_Seat], ask: _Ask
+) -> tuple[_Seat, list[_Seat]] | None:
+    """A head and an order of the other members in which all layers fit."""
+    for head in heads:
+        groups: list[list[_Seat]] = [[], []]
+        for seat in members:
+            if seat is not head:
+                groups[_is_local(seat, head)].append(seat)
+        rooms = [[ask.room(seat) for seat in group] for group in groups]
+        orders, fits = arrange(ask.layers, rooms, ask.room(head))
+        if fits:
+            return head, [
+                group[i] for group, order in zip(groups, orders, strict=True) for i in order
+            ]
+    return None
+
+
+def _is_local(seat: _Seat, head: _Seat) -> bool:
     """llama-server drives its own GPUs; a CPU takes part only through a worker."""
-    return device.node == head.node and device.vendor in ("nvidia", "amd", "unknown")
-
-
-def _speed(device: SplitDevice) -> float:
-    return device.speed_bytes_s or _USUAL_SPEED.get(device.vendor, _OTHER_SPEED)
+    return seat.device.node == head.device.node and seat.device.vendor in (
+        "nvidia",
+        "amd",
+        "unknown",
+    )
 
 
 def _tokens_factor(shares: Sequence[Share]) -> float:
-    """A token passes the devices one after another and waits one round trip for each worker."""
-    compute_s = sum(share.weights_bytes / _speed(share.device) for share in shares)
-    workers = [share for share in shares if not share.is_local]
-    waiting_s = sum(share.rtt_s for share in workers)
+    """A token passes the devices one after another and waits a round trip for each worker."""
     if len(shares) == 1:
         return 1.0
+    compute_s = sum(
+        share.weights_bytes
+        / (share.device.speed_bytes_s or _USUAL_SPEED.get(share.device.vendor, _OTHER_SPEED))
+        for share in shares
+    )
+    workers = [share for share in shares if not share.is_local]
+    waiting_s = sum(share.rtt_s for share in workers)
     return _WORKER_FACTOR ** len(workers) * compute_s / (compute_s + waiting_s)

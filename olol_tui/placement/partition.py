@@ -10,8 +10,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-_EXACT_DEVICES = 9
-"""Up to here every order is tried when the simple one fails: 2^9 subsets."""
+_EXACT_DEVICES = 5
+"""Of a group; up to here every order is tried when the simple one fails: 32 subsets."""
 _BALANCE_STEPS = 12
 """Halvings of the search for an even load: 1/4096 of a device."""
 
@@ -22,7 +22,7 @@ class Layers:
     __slots__ = ("count", "sums", "tail", "total")
 
     def __init__(self, costs: Sequence[int], tail: int) -> None:
-        self.sums = [0, *accumulate(costs)]
+        self.sums = list(accumulate(costs, initial=0))
         self.count = len(costs)
         self.tail = tail
         """Bytes of the output layer."""
@@ -80,14 +80,34 @@ def arrange(
     flat = [groups[g][i] for g, order in enumerate(plain) for i in order]
     if fill(layers, [*flat, last]) is not None:
         return plain, True
-    if sum(flat) + last < layers.total or max(map(len, groups), default=0) > _EXACT_DEVICES:
+    if sum(flat) + last < layers.total:
         return plain, False
+    is_small = max(map(len, groups), default=0) <= _EXACT_DEVICES
+    step = _furthest if is_small else _least_waste
     at = 0
     orders = []
     for rooms in groups:
-        at, order = _furthest(layers, at, rooms)
+        at, order = step(layers, at, rooms)
         orders.append(order)
     return orders, layers.fits_end(at, last)
+
+
+def _least_waste(layers: Layers, start: int, rooms: Sequence[int]) -> tuple[int, list[int]]:
+    """The order in which each next device is the one that its layers fill best."""
+    left = list(range(len(rooms)))
+    order: list[int] = []
+    sums = layers.sums
+    while left:
+        best, best_end, best_waste = left[0], start, None
+        for index in left:
+            end = layers.reach(start, rooms[index])
+            waste = sums[start] + rooms[index] - sums[end]
+            if best_waste is None or waste < best_waste:
+                best, best_end, best_waste = index, end, waste
+        left.remove(best)
+        order.append(best)
+        start = best_end
+    return start, order
 
 
 def _furthest(layers: Layers, start: int, rooms: Sequence[int]) -> tuple[int, list[int]]:

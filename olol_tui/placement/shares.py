@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from olol_tui.models.memory import Need, Settings
+from olol_tui.units import format_size
 
 Vendor = Literal["nvidia", "amd", "cpu", "simulated", "unknown"]
 Level = Literal["gpu", "node", "nodes"]
@@ -61,6 +62,8 @@ class Share:
     has_output: bool = False
     rtt_s: float = 0.0
     """From the head to the worker; 0 on the head's own node."""
+    is_measured: bool = True
+    """The round trip was measured, not assumed."""
 
     @property
     def total_bytes(self) -> int:
@@ -83,7 +86,6 @@ class SplitPlan:
     need: Need
     tokens_factor: float
     """Expected tokens/s of one request against one such device with room for all layers."""
-    reasons: tuple[str, ...]
 
     @property
     def head(self) -> Share:
@@ -102,6 +104,32 @@ class SplitPlan:
     @property
     def total_bytes(self) -> int:
         return sum(share.total_bytes for share in self.shares)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why so, one sentence each."""
+        head, count = self.head.device, len(self.shares)
+        total = format_size(self.total_bytes)
+        if self.level == "gpu":
+            free = format_size(head.free_bytes)
+            return (f"{head.where} holds all of it: {total} of {free} free",)
+        said = [f"no single device of a node with the file has {total} free"]
+        if self.level == "node":
+            said.append(f"{count} devices of {head.node} are the fewest that hold it")
+        else:
+            said.append(f"no node with the file holds it alone; {count} devices are the fewest")
+        said.append(f"{head.where} is the head: the file is on {head.node}")
+        told = set()
+        for share in self.shares:
+            node = share.device.node
+            if node in told or node == head.node:
+                continue
+            told.add(node)
+            trip = f"{share.rtt_s * 1000:.2g} ms a round trip"
+            said.append(
+                f"{head.node} to {node}: {trip}{'' if share.is_measured else ', not measured'}"
+            )
+        return tuple(said)
 
 
 @dataclass(frozen=True, slots=True)
