@@ -19,7 +19,8 @@ _APP_SCHEMES = {"app", "file", "tauri", "vscode-webview", "vscode-file"}
 _CACHED = 1024
 _CORS = (
     b"Access-Control-Allow-Origin: %s\r\nVary: Origin\r\n"
-    b"Access-Control-Expose-Headers: X-Olol-Request, X-Olol-Engine, Retry-After\r\n"
+    b"Access-Control-Expose-Headers: X-Olol-Request, X-Olol-Engine, X-Olol-Queue-Wait, "
+    b"X-Olol-Why, Retry-After\r\n"
 )
 _METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
 _PREFLIGHT_S = 43200
