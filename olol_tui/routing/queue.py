@@ -197,15 +197,14 @@ class Queue:
             line.decided(Decision("wait", reason=PAUSED), now_s)
             self.books.claim("", model)
             return steps
-        if line.bound:
-            self._pump_bound(line, roster, now_s, steps)
+        claim = self._pump_bound(line, roster, now_s, steps) if line.bound else ""
         while (lane := line.next_lane(now_s)) is not None:
             if freed and now_s - line.decided_s < RECONSIDER_S and self._is_busy(model, roster):
                 break
             if not self._serve(line, lane, roster, now_s, steps):
                 break
-        if not line.count:
-            self.books.claim("", model)
+        if line.next_lane(now_s) is None:
+            self.books.claim(claim, model)
         return steps
 
     def _serve(
@@ -247,8 +246,10 @@ class Queue:
         order = lane.order(self.outlook.cost_s(head.ask.model))
         yield from itertools.islice(order, 1, LOOK_AHEAD)
 
-    def _pump_bound(self, line: Line, roster: Roster, now_s: float, steps: list[Step]) -> None:
-        """Each for itself: what keeps one of them does not keep the next."""
+    def _pump_bound(self, line: Line, roster: Roster, now_s: float, steps: list[Step]) -> str:
+        """Each for itself: what keeps one of them does not keep the next. Returns the seat that
+        makes room for one of them, or ""."""
+        claim = ""
         for ticket in line.bound[:_BOUND_TRIED]:
             if ticket.order[0] <= now_s:
                 self.room.withdraw(line, ticket)
@@ -267,9 +268,11 @@ class Queue:
                 self.room.withdraw(line, ticket)
                 steps.append(Fail(ticket, decision))
             else:
+                claim = claim or decision.claim
                 # Whoever was not tried this time is the next time.
                 line.bound.remove(ticket)
                 line.bound.append(ticket)
+        return claim
 
     def _decide(
         self, ticket: Ticket, roster: Roster, waiting: int, waited_s: float, now_s: float

@@ -432,3 +432,28 @@ def test_an_engine_that_is_away_for_a_moment_costs_nobody_the_place() -> None:
     told = queue.stuck(131.0, 30.0)
     assert [one for one, _ in told] == waiting
     assert "cordoned" in told[0][1].text
+
+
+def test_room_is_made_for_a_request_that_lost_its_engine() -> None:
+    """Nothing but its retry waits, and the GPU that is left is kept busy by another model."""
+    size = 14 * 10**9
+    lost = engine_node("x", "127.0.0.1:1", A, size_bytes=size)
+    other = engine_node("n", "127.0.0.1:2", B, size_bytes=size)
+    other = replace(other, library=(*other.library, *lost.library))
+    r = Roster(Fleet(nodes=(lost, other)), {})
+    queue = Queue()
+    one, busy = ticket(), ticket(model=B)
+    queue.submit(one, r, 0.0)
+    queue.submit(busy, r, 0.0)
+    exclude = frozenset({lost.engines[0].id + "#1"})
+    queue.release(one, 1.0)
+    left = Roster(Fleet(nodes=(other,)), {})
+    again = one.retried(replace(one.ask, exclude=exclude), 1.0)
+    assert queue.submit(again, left, 1.0) == []
+    assert queue.pump_all(left, 200.0) == []
+    assert queue.books.claims == {"n/simulated-gpu0": A}
+    assert queue.submit(ticket(model=B), left, 200.0) == [], "nothing new of the other starts"
+    queue.release(busy, 201.0)
+    (load,) = queue.pump(B, left, 201.0)
+    assert isinstance(load, Load)
+    assert load.model == A
