@@ -240,6 +240,8 @@ class Split:
     parts: tuple[SplitPart, ...] = ()
     """In the order in which layers are computed."""
     num_ctx: int = 0
+    largest_ctx: int | None = None
+    """More context than this was refused: it does not fit."""
     since_s: float = 0.0
     """Fleet clock at which it entered its state."""
     tokens_factor: float = 1.0
@@ -484,6 +486,10 @@ class Fleet:
 
     def split(self, split_id: str) -> Split | None:
         return next((s for s in self.splits if s.id == split_id), None)
+
+    def split_of(self, engine_id: str) -> Split | None:
+        """The split that the engine is the head of."""
+        return next((s for s in self.splits if s.engine and s.engine == engine_id), None)
 
     def device(self, node: str, device: str) -> Device | None:
         """A device by node and UUID, label (`gpu0`) or bare index."""

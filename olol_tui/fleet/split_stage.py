@@ -80,10 +80,12 @@ def stage(
     head = engines.get(wish.engine)
     if _worst(states.values()) == "failed":
         return Stage("failed", _frozen(specs), relays, states, error, tail)
-    return Stage(_state(head, states), _frozen(specs), relays, states, error, tail)
+    return Stage(_state(head, wish, states), _frozen(specs), relays, states, error, tail)
 
 
-def _state(head: Engine | None, states: Mapping[str, EngineState]) -> SplitState:
+def _state(head: Engine | None, wish: SplitWish, states: Mapping[str, EngineState]) -> SplitState:
+    if head is not None and any(one.context_length != wish.num_ctx for one in head.loaded):
+        return "loading"  # its agent has not heard of another context yet
     match None if head is None else head.state:
         case "ready":
             return "ready" if all(one == "ready" for one in states.values()) else "backoff"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,9 +21,10 @@ from olol_tui.fleet.operations import Report
 from olol_tui.fleet.relays import Relays
 from olol_tui.fleet.residency import Residency
 from olol_tui.fleet.runners import Runners
-from olol_tui.fleet.snapshot import RUNNERS, Engine, Node, Split, SplitPart, SplitRule, SplitState
+from olol_tui.fleet.snapshot import RUNNERS, Engine, Node, Split, SplitPart, SplitRule
 from olol_tui.fleet.split_planning import Draft, Planning, Victim
-from olol_tui.fleet.split_stage import Stage, stage
+from olol_tui.fleet.split_run import Run
+from olol_tui.fleet.split_stage import stage
 from olol_tui.fleet.split_view import parts_of
 from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
 from olol_tui.models.names import canonical, same
@@ -42,37 +42,6 @@ _FORWARD_TRIES = 2
 """A first forward that fails so often leads nowhere: through us, then."""
 
 
-@dataclass(slots=True)
-class _Run:
-    """What is remembered of one split between looks."""
-
-    model: str
-    since_s: float
-    state: SplitState = "planning"
-    now: Stage | None = None
-    was_ready: bool = False
-    fell_s: float | None = None
-    restarts: int = 0
-    restart_s: float | None = None
-    error: str = ""
-    log_tail: tuple[str, ...] = ()
-    lost_since_s: float | None = None
-    replanned_s: float = 0.0
-
-    def becomes(self, state: SplitState, now_s: float) -> None:
-        if state == self.state:
-            return
-        self.state, self.since_s = state, now_s
-        if state == "ready":
-            if self.fell_s is not None:
-                self.restarts += 1
-                self.restart_s, self.fell_s = now_s - self.fell_s, None
-            self.was_ready = True
-            self.error = ""
-        elif self.was_ready and self.fell_s is None:
-            self.fell_s = now_s
-
-
 class Splits:
     """One per controller. `look` is called whenever the fleet changed; `changed` calls for it."""
 
@@ -85,7 +54,7 @@ class Splits:
         self._residency = Residency(desk)
         self._planning = Planning(crew, desk.wishes, lambda: desk.nodes, desk.busy)
         self._relays = Relays(crew, changed)
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
 
     # -- asked for
 
@@ -107,15 +76,17 @@ class Splits:
             PlacementError: it failed just now.
         """
         split = split_id(model)
-        if self._desk.wishes.splits.get(split) is not None:
-            return split
         run = self._runs.get(split)
+        if (wish := self._desk.wishes.splits.get(split)) is not None:
+            if run is not None and num_ctx is not None and num_ctx > wish.num_ctx:
+                self._grow(wish, run, num_ctx)
+            return split
         if run is not None and run.state == "failed":
             raise PlacementError(run.error)
         keep = self._crew.config.split.keep_alive_s if keep_alive_s is None else keep_alive_s
         name = canonical(model)
         if run is None:
-            self._runs[split] = _Run(name, self._desk.now_s())
+            self._runs[split] = Run(name, self._desk.now_s())
 
         async def work(report: Report) -> str:
             try:
@@ -127,6 +98,30 @@ class Splits:
 
         self._desk.book.start(f"split {name}", work, key=split)
         return split
+
+    def _grow(self, wish: SplitWish, run: Run, num_ctx: int) -> None:
+        """Plan a split anew because a client wants more context than it has."""
+        if run.is_growing or (run.largest_ctx is not None and num_ctx > run.largest_ctx):
+            return
+        run.grows(self._desk.now_s())
+
+        async def work(report: Report) -> str:
+            try:
+                draft = await self._planning.draft(
+                    wish.model, num_ctx=num_ctx, keep_alive_s=wish.keep_alive_s
+                )
+                if self._desk.wishes.splits.get(wish.id) != wish:
+                    return "it is not wished for any more"
+                await self._apply(report, draft, before=wish)
+            except PlacementError:
+                run.largest_ctx = wish.num_ctx
+                raise
+            finally:
+                run.is_growing = False
+            return await self._ready(report, draft.wish)
+
+        title = f"split {canonical(wish.model)} with {num_ctx:,} tokens of context"
+        self._desk.book.start(title, work, key=f"{wish.id} again")
 
     def withdraw(self, split: str) -> None:
         """Wish for it no more: its devices are given back."""
@@ -191,6 +186,7 @@ class Splits:
                     engine=wish.engine if wish else "",
                     parts=self._parts(wish, engines, run),
                     num_ctx=wish.num_ctx if wish else 0,
+                    largest_ctx=run.largest_ctx,
                     since_s=run.since_s,
                     tokens_factor=wish.tokens_factor if wish else 1.0,
                     restarts=run.restarts,
@@ -213,7 +209,7 @@ class Splits:
         nodes = {node.name: node for node in self._desk.nodes}
         for wish in wishes.splits:
             run = self._runs.setdefault(
-                wish.id, _Run(canonical(wish.model), now_s, state="starting")
+                wish.id, Run(canonical(wish.model), now_s, state="starting")
             )
             if reason := wishes.splits.refusal(wish.id):
                 self._fail(wish.id, reason)
@@ -237,11 +233,13 @@ class Splits:
             if now.state == "failed":
                 self._fail(wish.id, now.error, now.log_tail)
                 continue
+            if run.is_growing:
+                continue
             run.becomes(now.state, now_s)
             run.error, run.log_tail = now.error, now.log_tail
             self._detour(wish, engines)
 
-    def _around(self, wish: SplitWish, run: _Run, lost: list[str], now_s: float) -> None:
+    def _around(self, wish: SplitWish, run: Run, lost: list[str], now_s: float) -> None:
         """Nodes of the split are gone: wait a moment, then plan it without them."""
         run.error = f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} lost"
         run.becomes("backoff", now_s)
@@ -335,7 +333,7 @@ class Splits:
         """
         began_s = self._desk.now_s()
 
-        def check() -> _Run | None:
+        def check() -> Run | None:
             run = self._runs.get(wish.id)
             if run is None:
                 raise EngineError(f"{wish.id} was withdrawn before it was ready")
@@ -362,7 +360,7 @@ class Splits:
         }
 
     def _parts(
-        self, wish: SplitWish | None, engines: dict[str, Engine], run: _Run
+        self, wish: SplitWish | None, engines: dict[str, Engine], run: Run
     ) -> tuple[SplitPart, ...]:
         if wish is None:
             return ()

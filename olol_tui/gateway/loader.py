@@ -136,7 +136,8 @@ class Loader:
 
     def _launch(self, seat: Seat, model: str, name: str, num_ctx: int | None) -> None:
         try:
-            if seat.kind == splitting.KIND:
+            split = self._fleet.fleet.split_of(seat.engine)
+            if seat.kind == splitting.KIND or split is not None:
                 engine = self._fleet.launch_split(name, num_ctx=num_ctx, spread=seat.spread)
             else:
                 engine = self._fleet.launch(name, seat.node, seat.device, num_ctx=num_ctx)

@@ -7,6 +7,7 @@ its own, so that the policy weighs it like any load and says why it waits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from olol_tui.fleet.snapshot import Fleet, Model, Node, Split, SplitRule
@@ -59,6 +60,8 @@ def with_split(
         # It is there because these are too small: none of them is the way around its repair.
         others = [seat for seat in others if seat.fits is not False]
     heads = [seat for seat in seats if head and seat.engine == head and not seat.refused]
+    if split is not None and split.largest_ctx is not None:
+        heads = [replace(seat, longest_context=split.largest_ctx) for seat in heads]
     size = max((entry.size_bytes for _, entry in entries), default=0)
     own = make(
         key=head or split_id(model),

@@ -101,6 +101,29 @@ async def test_a_split_is_made_mended_and_given_back(tmp_path: Path, config: Clu
         await fleet.until(lambda _: not any(pid and lives(pid) for pid in pids))
 
 
+async def test_more_context_is_planned_anew_and_what_does_not_fit_is_remembered(
+    tmp_path: Path, config: ClusterConfig
+) -> None:
+    async with rig(tmp_path / "state", config) as fleet:
+        await connected(fleet)
+        fleet.controller.launch_split(MODEL, num_ctx=512)
+        split = await ready(fleet)
+        before = fleet.engine(split.engine).pid
+        fleet.controller.launch_split(MODEL, num_ctx=256)
+        assert fleet.fleet.split(SPLIT) == split, "it has that much"
+        fleet.controller.launch_split(MODEL, num_ctx=1024)
+        await fleet.until(
+            lambda f: (s := f.split(SPLIT)) is not None and s.num_ctx == 1024 and s.state == "ready"
+        )
+        assert fleet.engine(split.engine).pid != before
+        assert [one.context_length for one in fleet.engine(split.engine).loaded] == [1024]
+        fleet.controller.launch_split(MODEL, num_ctx=2**24)
+        await fleet.until(lambda f: f.split(SPLIT).largest_ctx is not None)  # type: ignore[union-attr]
+        again = await ready(fleet)
+        assert again.num_ctx == 1024 and again.restarts == 0
+        assert any("fits nowhere" in one.message for one in fleet.fleet.operations)
+
+
 async def test_the_next_controller_finds_it_as_it_is(tmp_path: Path, config: ClusterConfig) -> None:
     async with rig(tmp_path / "state", config, keep=True) as first:
         await connected(first)

@@ -16,6 +16,7 @@ from tests.e2e.split_cluster import (
     ask,
     is_ready,
     needs_llama,
+    question,
     split_lab,
     split_operator,
     split_product,
@@ -84,6 +85,19 @@ async def test_nodes_that_cannot_reach_each_other_are_led_through_the_console(
             for one, address in pairs:
                 one.exec(["ip", "route", "del", "unreachable", f"{address}/32"], "root")
             await give_back(ops, http)
+
+
+async def test_a_client_gets_the_context_that_fits(product: Product) -> None:
+    async with split_operator(product) as (ops, http):
+        for num_ctx in (1024, 8192):
+            body = question(4)
+            body["options"] = {**body["options"], "num_ctx": num_ctx}  # type: ignore[dict-item]
+            reply = await http.post("/api/chat", json=body)
+            assert reply.status_code == 200, reply.text
+            split = the_split(ops.fleet)
+            assert split is not None
+            assert split.num_ctx == num_ctx or split.largest_ctx is not None, split
+            assert split.num_ctx >= 1024
 
 
 async def test_an_uninstall_takes_keys_and_caches_along(product: Product) -> None:
