@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from olol_tui.console.sample import panes_fleet
-from olol_tui.fleet.commands import CancelRequest, RestartEngine, SetCordon
+from olol_tui.fleet.commands import (
+    CancelRequest,
+    PauseModel,
+    RerouteRequest,
+    RestartEngine,
+    SetCordon,
+)
 from tests.console.fake_link import NOW_S, running, shown
 
 
@@ -36,6 +42,45 @@ async def test_cancel_starts_on_keep_and_submits_after_confirmation() -> None:
         await pilot.press("ctrl+d", "tab", "enter")
         await pilot.pause()
         assert link.commands == [CancelRequest(request="r9411")]
+
+
+async def test_a_model_is_paused_and_resumed_and_the_queue_says_so() -> None:
+    async with running() as (pilot, app, link):
+        await pilot.press("3", "down", "p")
+        assert "Pause gpt-oss:120b?" in shown(app)
+        assert "3 waiting and all that come wait" in shown(app)
+        await pilot.press("tab", "enter")
+        await pilot.pause()
+        assert link.commands == [PauseModel("gpt-oss:120b")]
+        fleet = link.fleet
+        loads = tuple(replace(x, paused=x.model == "gpt-oss:120b") for x in fleet.gateway.models)
+        gateway = replace(fleet.gateway, models=loads)
+        link.publish(replace(fleet, paused=("gpt-oss:120b",), gateway=gateway))
+        app.tick()
+        assert "paused: p resumes it" in shown(app)
+        await pilot.press("p")
+        await pilot.pause()
+        assert link.commands[1:] == [PauseModel("gpt-oss:120b", paused=False)]
+
+
+async def test_a_waiting_request_shows_its_place_and_is_sent_elsewhere() -> None:
+    async with running() as (pilot, app, link):
+        await pilot.press("3")
+        assert "#1 ~4.2s" in shown(app)
+        await pilot.press("enter")
+        assert "next, about 4.20s to go" in shown(app)
+        await pilot.press("escape", "r")
+        assert "Send r9412 to" in shown(app)
+        assert "wherever it is served first" in shown(app)
+        await pilot.press("down", "enter")
+        await pilot.pause()
+        (command,) = link.commands
+        assert isinstance(command, RerouteRequest)
+        assert (command.request, command.away) == ("r9412", "")
+        assert link.fleet.engine(command.to) is not None
+        await pilot.press("G", "r")
+        await pilot.pause()
+        assert "only a request that waits" in [n.message for n in app._notifications][-1]
 
 
 async def test_what_has_ended_cannot_be_cancelled() -> None:
