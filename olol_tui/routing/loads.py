@@ -1,7 +1,8 @@
 """Whether a model is loaded somewhere for those who wait, and who makes room for it.
 
 A load is worth what it saves those who wait for this model, less what it costs those who want
-what it evicts; both in seconds of clients' waiting. Pure.
+what it evicts. Both are sums of squared waits: a minute for one is worse than a second for
+sixty. Pure.
 """
 
 from __future__ import annotations
@@ -24,8 +25,33 @@ STAY_LOADS = 3.0
 models back and forth."""
 PATIENCE_LOADS = 4.0
 """A model that is nowhere waits at most so many load times for others' work: nobody starves."""
-_UNKNOWN_ROOM = 0.5
-"""Where memory is not known, a load evicts the least wanted model half of the time."""
+CROWDING = 0.15
+"""How much of a new replica's worth each request takes away that runs on the device already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """What evicting one model does to those who want it."""
+
+    name: str
+    size_bytes: int
+    wanted: float
+    """Requests: those that wait, and those that will come before it could be back."""
+    before_s: float
+    """Their longest wait while it stays."""
+    after_s: float
+
+    @property
+    def s2(self) -> float:
+        return misery(self.wanted, self.before_s, self.after_s)
+
+    def text(self) -> str:
+        return f"{self.name} would wait {self.after_s:.1f} s instead of {self.before_s:.1f} s"
+
+
+def misery(count: float, before_s: float, after_s: float) -> float:
+    """Squared seconds that `count` requests wait more, whose waits reach up to these."""
+    return count * (after_s * after_s - before_s * before_s) / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +59,8 @@ class Offer:
     """One seat that could load the model."""
 
     candidate: Candidate
-    evict: tuple[str, ...] = ()
-    """Canonical names of what must go first."""
-    harm_s: float = 0.0
-    """What that costs others, seconds of waiting in all."""
+    harms: tuple[Harm, ...] = ()
+    """Of what must go first."""
     drains: bool = False
     """Some of it runs: what is new there has to wait until it ended."""
     crowd: int = 0
@@ -45,6 +69,21 @@ class Offer:
     @property
     def seat(self) -> Seat:
         return self.candidate.seat
+
+    @property
+    def evict(self) -> tuple[str, ...]:
+        """Canonical names of what must go first."""
+        return tuple(harm.name for harm in self.harms)
+
+    @property
+    def harm_s2(self) -> float:
+        """What that costs others."""
+        return sum(harm.s2 for harm in self.harms)
+
+    @property
+    def ready_s(self) -> float:
+        """Until it could serve there."""
+        return self.candidate.wait_s + self.candidate.load_s
 
 
 def offers(
@@ -79,40 +118,38 @@ def _offer(
         drains = busy.running.get((seat.key, ask.model), 0) > 0
         wait_s = speeds.of(seat.key, ask.model).service_s if drains else 0.0
         note = f"reload with {ask.num_ctx:,} tokens of context"
-        return Offer(Candidate(seat, wait_s, load_s, prefill, note), (), 0.0, drains, crowd)
+        return Offer(Candidate(seat, wait_s, load_s, prefill, note), (), drains, crowd)
     harms = sorted(
-        (_harm_s(name, seat, roster, busy, speeds, now_s), name, size)
-        for name, size in seat.idle_residents
+        (
+            _harm(name, size, seat, roster, busy, speeds, now_s)
+            for name, size in seat.idle_residents
+        ),
+        key=lambda harm: harm.s2,
     )
     if seat.free_bytes is None:
-        harm_s = _UNKNOWN_ROOM * harms[0][0] if harms else 0.0
         note = "its memory is not known"
-        return Offer(Candidate(seat, 0.0, load_s, prefill, note), (), harm_s, False, crowd)
+        # An Ollama that is short of memory evicts what it likes.
+        return Offer(Candidate(seat, 0.0, load_s, prefill, note), (), False, crowd)
     missing = seat.need_bytes - seat.free_bytes if seat.size_bytes else 0
-    chosen: list[tuple[float, str, int]] = []
+    chosen: list[Harm] = []
     for one in harms:
-        if missing <= sum(size for _, _, size in chosen):
+        if missing <= sum(harm.size_bytes for harm in chosen):
             break
-        if not _stays(one[1], seat, roster, busy, speeds, now_s):
+        if not _stays(one.name, seat, roster, busy, speeds, now_s):
             chosen.append(one)
-    freed = sum(size for _, _, size in chosen)
+    freed = sum(harm.size_bytes for harm in chosen)
     if freed < missing:
         return f"{missing - freed:,} bytes short: what is loaded there is busy or pinned"
-    for one in sorted(chosen, key=lambda one: one[0], reverse=True):
+    for one in reversed(chosen[:-1]):
         # What was taken before a bigger one came may not be needed beside it.
-        if freed - one[2] >= missing:
+        if freed - one.size_bytes >= missing:
             chosen.remove(one)
-            freed -= one[2]
-    running = [name for _, name, _ in chosen if busy.running.get((seat.key, name), 0)]
+            freed -= one.size_bytes
+    running = [one.name for one in chosen if busy.running.get((seat.key, one.name), 0)]
     wait_s = max((speeds.of(seat.key, name).service_s for name in running), default=0.0)
-    evict = tuple(name for _, name, _ in chosen)
-    note = f"evicting {', '.join(evict)}" if evict else ""
+    note = f"evicting {', '.join(one.name for one in chosen)}" if chosen else ""
     return Offer(
-        Candidate(seat, wait_s, load_s, prefill, note),
-        evict,
-        sum(harm for harm, _, _ in chosen),
-        bool(running),
-        crowd,
+        Candidate(seat, wait_s, load_s, prefill, note), tuple(chosen), bool(running), crowd
     )
 
 
@@ -127,20 +164,28 @@ def _stays(
     return now_s - since_s < STAY_LOADS * took_s
 
 
-def _harm_s(
-    name: str, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
-) -> float:
-    """Seconds that clients of a model will wait longer when it leaves this seat."""
+def _harm(
+    name: str,
+    size_bytes: int,
+    seat: Seat,
+    roster: Roster,
+    busy: Occupancy,
+    speeds: Speeds,
+    now_s: float,
+) -> Harm:
+    """What leaving this seat costs those who want a model."""
     reload_s = speeds.load_s(seat.node, roster.size_bytes(name, seat.node))
     queued = busy.queued(name)
     coming = busy.demand.rate_per_s(name, now_s) * HORIZON_LOADS * reload_s
-    replicas = roster.replicas(name)
-    if replicas <= 1:
-        # Everybody who comes until it is back waits for that, half of it on average.
-        return (queued + coming / 2) * reload_s
     service_s = speeds.of(seat.key, name).service_s / max(1, seat.slots)
-    left = queued + max(0.0, coming - HORIZON_LOADS * reload_s * (replicas - 1) / service_s)
-    return left * left / 2 * service_s * (1 / (replicas - 1) - 1 / replicas)
+    replicas = max(1, roster.replicas(name))
+    before_s = queued * service_s / replicas
+    if replicas == 1:
+        # Everybody who comes until it is back waits for that too.
+        return Harm(name, size_bytes, queued + coming, before_s, before_s + reload_s)
+    others = replicas - 1
+    left = queued + max(0.0, coming - HORIZON_LOADS * reload_s * others / service_s)
+    return Harm(name, size_bytes, left, left * service_s / replicas, left * service_s / others)
 
 
 def load_or_wait(
@@ -187,11 +232,10 @@ def _load_somewhere(
         return _nowhere(ask, found, rejected)
     where = best.seat.where
     patience_s = PATIENCE_LOADS * best.candidate.load_s
-    if best.harm_s > waiting * (waited_s + best.candidate.load_s) and waited_s < patience_s:
-        reason = (
-            f"waiting before {', '.join(best.evict) or 'others'} on {where} make room: "
-            f"that would cost others {best.harm_s:.1f} s"
-        )
+    pain = misery(waiting, 0.0, waited_s + best.ready_s)
+    if best.harm_s2 > pain and waited_s < patience_s:
+        harms = "; ".join(harm.text() for harm in best.harms)
+        reason = f"waiting at most {patience_s:.0f} s before others make room on {where}: {harms}"
         return Decision("wait", None, candidates, rejected, reason)
     if best.drains:
         reason = f"waiting for room on {where}: nothing new starts there until it is free"
@@ -238,21 +282,17 @@ def _replica(
     cost = best.candidate
     served = sum(seat.slots for seat in found.full) + sum(seat.slots for seat in found.loading)
     service_s = max(1e-3, speeds.of(cost.seat.key, ask.model, cost.seat.size_bytes).service_s)
-    slots = max(1, cost.seat.slots)
-    ready_s = cost.wait_s + cost.load_s
+    # What runs there already shares the device with it.
+    slots = max(1, cost.seat.slots) / (1.0 + CROWDING * best.crowd)
+    ready_s = best.ready_s
     left = max(0.0, waiting - ready_s * served / service_s - slots)
     then_s = ready_s + left * service_s / (served + slots)
-    saved_s = (wait_s - then_s) * (waiting + 1) / 2
-    margin = LOAD_MARGIN * (2.0 if best.crowd else doubts)
-    if wait_s <= margin * then_s or saved_s <= LOAD_MARGIN * best.harm_s:
-        if best.evict and wait_s > margin * then_s:
-            found.rejected.append(
-                Rejection(
-                    cost.seat.where,
-                    f"{', '.join(best.evict)} is in higher demand there: a load saves "
-                    f"{saved_s:.1f} s and costs {best.harm_s:.1f} s",
-                )
-            )
+    if wait_s <= LOAD_MARGIN * doubts * ready_s or wait_s <= then_s:
+        return None
+    if misery(waiting, then_s, wait_s) <= LOAD_MARGIN * best.harm_s2:
+        harms = "; ".join(harm.text() for harm in best.harms)
+        reason = f"with it {then_s:.1f} s of queue instead of {wait_s:.1f} s, but {harms}"
+        found.rejected.append(Rejection(cost.seat.where, reason))
         return None
     rejected = tuple(found.rejected)
     where = cost.seat.where
@@ -269,11 +309,11 @@ def _best(made: list[Offer], waiting: int) -> Offer | None:
     if not made:
         return None
 
-    def cost_s(offer: Offer) -> float:
-        return (offer.candidate.wait_s + offer.candidate.load_s) * waiting + offer.harm_s
+    def cost(offer: Offer) -> float:
+        return misery(waiting, 0.0, offer.ready_s) + offer.harm_s2
 
-    limit_s = LOAD_TIE * min(cost_s(offer) for offer in made)
-    near = [offer for offer in made if cost_s(offer) <= limit_s]
+    limit = LOAD_TIE * LOAD_TIE * min(cost(offer) for offer in made)
+    near = [offer for offer in made if cost(offer) <= limit]
     return min(near, key=lambda o: (o.drains, o.crowd, len(o.evict), -_free(o.seat)))
 
 
