@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from olol_tui.routing import prefix
+
 _EMPTY = (b"", b"null", b'""', b"[]")
 
 
@@ -35,6 +37,14 @@ class RouteBody(msgspec.Struct):
     @property
     def has_prompt(self) -> bool:
         return bytes(self.prompt).strip() not in _EMPTY
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Marks of the prompt's beginning, by which the next round of it is known again."""
+        for raw in (self.messages, self.prompt, self.input):
+            if raw:
+                return prefix.marks(memoryview(raw))
+        return ()
 
     @property
     def has_messages(self) -> bool:

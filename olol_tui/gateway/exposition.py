@@ -149,6 +149,14 @@ def _gateway(instant: Instant) -> Iterator[Metric]:
     for outcome, count in counted.replays.items():
         replays.add_metric((outcome,), count)
     yield from (again, replays)
+    yield CounterMetricFamily(
+        "olol_prefix_lookups", "Long prompts sent to an engine", value=instant.prefix_looked
+    )
+    yield CounterMetricFamily(
+        "olol_prefix_hits",
+        "Of them, to an engine that had served their beginning",
+        value=instant.prefix_hits,
+    )
     yield GaugeMetricFamily(
         "olol_client_connections", "Open connections of clients", value=instant.connections
     )

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from olol_tui.fleet.snapshot import RUNNERS
-from olol_tui.gateway import bodies, replay, upstream
+from olol_tui.gateway import bodies, context, replay, upstream
 from olol_tui.gateway.dialects import errors
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.http import JSON, NDJSON, HttpConnection, Request
@@ -18,7 +18,9 @@ from olol_tui.gateway.inspect import wants_why, why_header
 from olol_tui.gateway.routes import Inference
 from olol_tui.gateway.spool import Payload, Pump
 from olol_tui.routing.policy import Ask
+from olol_tui.routing.prefix import LEAST_BYTES
 from olol_tui.routing.roster import Seat
+from olol_tui.routing.speeds import LEAST_PROMPT
 from olol_tui.routing.ticket import Terms, Ticket
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ class Lifecycle:
             model,
             len(self._body) // _BYTES_PER_TOKEN,
             fields.num_ctx,
+            prefix=fields.prefix if len(self._body) >= LEAST_BYTES else (),
+            client=terms.flow,
             distributed=fields.distributed,
         )
         self.record = gateway.ledger.open(
@@ -141,6 +145,8 @@ class Lifecycle:
             if (began_s := self.ticket.load_began_s) is not None:
                 self._translation.load_ns = int((self._gateway.now() - began_s) * 1e9)
             path, body = self._translation.path, self._translation.body
+        elif self.route.dialect == "ollama" and self._request.spool is None:
+            body = context.kept(body, self.fields, self.ticket.ask.num_ctx, seat)
         kind = "application/json"
         if self.route.reader is not None:
             # A form's boundary is in its type.
@@ -240,13 +246,21 @@ class Lifecycle:
             record.tokens = parsed.usage.reply or record.tokens
         if parsed.prompt_eval_count is not None:
             record.prompt_tokens = parsed.prompt_eval_count
-            if parsed.prompt_eval_duration:
+            long = parsed.prompt_eval_count >= LEAST_PROMPT and not self._was_cached(seat)
+            if parsed.prompt_eval_duration and long:
                 prefill = parsed.prompt_eval_count / parsed.prompt_eval_duration * 1e9
         if parsed.eval_count is not None:
             record.tokens = parsed.eval_count
             if parsed.eval_duration:
                 decode = record.decode_tps = parsed.eval_count / parsed.eval_duration * 1e9
         self._served(prefill, decode)
+
+    def _was_cached(self, seat: Seat) -> bool:
+        """Part of the prompt was in the engine's cache: its time says nothing about others'."""
+        why = self.ticket.decision
+        if why is None or not self.ticket.ask.prefix:
+            return False
+        return any(one.note for one in why.candidates if one.seat is seat)
 
     def _served(self, prefill: float | None, decode: float | None) -> None:
         """The queue learns how long a request of this model takes here."""

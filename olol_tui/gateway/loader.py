@@ -20,7 +20,7 @@ from olol_tui.gateway.port import FleetPort
 from olol_tui.models.names import canonical
 from olol_tui.routing import splitting
 from olol_tui.routing.queue import Queue
-from olol_tui.routing.roster import Roster, Seat
+from olol_tui.routing.roster import USUAL_CTX, Roster, Seat
 from olol_tui.routing.ticket import Load
 
 log = logging.getLogger("olol.gateway.loader")
@@ -29,8 +29,6 @@ RESIDENT_FOR_S = 5.0
 """How long our own knowledge of a load outweighs snapshots that do not show it yet."""
 GONE_FOR_S = 3.0
 """How long our own knowledge of an unload does."""
-USUAL_CTX = 4096
-"""A load for less context than this would be a reload for the next client."""
 
 Failed = Callable[[str, int, str], None]
 """(model, status, message): its waiting requests cannot be served by that load."""

@@ -114,6 +114,10 @@ class Instant:
     draining: bool
     unrecorded: int
     """Ended requests that were too many a second to keep a record of each."""
+    prefix_looked: int = 0
+    """Requests with a long prompt that went to an engine."""
+    prefix_hits: int = 0
+    """Of them, to one that had served the beginning of the prompt."""
 
 
 @dataclass(slots=True)

@@ -51,6 +51,8 @@ class Scrape:
             connections=gateway.connections,
             draining=gateway.draining,
             unrecorded=gateway.unrecorded,
+            prefix_looked=queue.books.prefixes.looked,
+            prefix_hits=queue.books.prefixes.hits,
         )
 
     def _render(self, instant: Instant, accept: str) -> tuple[bytes, str]:

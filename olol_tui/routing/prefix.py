@@ -22,17 +22,16 @@ _SEATS_KEPT = 4
 """Of one mark: a system prompt is cached in many engines."""
 
 
-def marks(raw: bytes | memoryview) -> tuple[int, ...]:
+def marks(view: memoryview) -> tuple[int, ...]:
     """A mark for each whole block of a prompt, of everything up to its end.
 
     Empty for a short prompt.
     """
-    if len(raw) < LEAST_BYTES:
+    if len(view) < LEAST_BYTES:
         return ()
-    view = memoryview(raw)
     found = []
     sum_ = 0
-    for index in range(min(len(raw) // BLOCK_BYTES, MAX_BLOCKS)):
+    for index in range(min(len(view) // BLOCK_BYTES, MAX_BLOCKS)):
         start = index * BLOCK_BYTES
         sum_ = crc32(view[start : start + BLOCK_BYTES], sum_)
         # With its place: the same sum at another length is another prefix.

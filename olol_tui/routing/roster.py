@@ -17,6 +17,9 @@ NO_ENGINE = frozenset({"rpc", "off"})
 """Roles of devices that take no model by themselves."""
 ROAD_MARK = "!"
 """Between node and address in `way_to`: neither holds it."""
+USUAL_CTX = 4096
+"""Tokens that an engine gives a model when nobody asks: a load for less would be a reload for
+the next client."""
 _OVERHEAD_BYTES = 320 * 1024 * 1024
 """CUDA context and buffers of one model, the low end of what llama.cpp logs."""
 _CPU_OVERHEAD_BYTES = 96 * 1024 * 1024

@@ -19,8 +19,10 @@ from olol_tui.agent.simengine.settings import Settings
 from olol_tui.fleet.snapshot import Device, Engine, Fleet, Loaded, Model, Node
 from olol_tui.routing.decision import Ask, Policy
 from olol_tui.routing.policy import expected
-from olol_tui.routing.queue import Dispatch, Load, Queue, Step, Ticket
+from olol_tui.routing.queue import Queue
+from olol_tui.routing.room import WaitingRoom
 from olol_tui.routing.roster import Roster
+from olol_tui.routing.ticket import Dispatch, Load, Step, Ticket
 from tests.bench.workload import Arrival
 
 CHUNKS = 8
@@ -195,12 +197,22 @@ class FleetModel:
     """A gateway's queue over `len(paces)` one-GPU nodes, without a socket."""
 
     def __init__(
-        self, policy: Policy = expected, *, paces: tuple[float, ...] = (1.0,) * 8, slots: int = 2, load_bytes_s: float = 2e9
+        self,
+        policy: Policy = expected,
+        *,
+        paces: tuple[float, ...] = (1.0,) * 8,
+        slots: int = 2,
+        load_bytes_s: float = 2e9,
     ) -> None:
         self.clock = Clock()
         self.catalogue = open_catalogue(None)
-        self.engines = [EngineModel(self.clock, Settings({"slots": slots, "load_bytes_s": load_bytes_s}), pace) for pace in paces]
-        self.queue = Queue(max_queued=10**6, policy_of=lambda _: policy)
+        self.engines = [
+            EngineModel(self.clock, Settings({"slots": slots, "load_bytes_s": load_bytes_s}), pace)
+            for pace in paces
+        ]
+        self.queue = Queue(
+            room=WaitingRoom(max_queued=10**6, max_per_flow=10**6), policy_of=lambda _: policy
+        )
         self.slots = slots
         self.resident: dict[tuple[str, str], float] = {}
         self.gone: dict[tuple[str, str], float] = {}
@@ -267,7 +279,7 @@ class FleetModel:
                 decode_tps=rate * engine.pace,
             )
             self.queue.release(ticket, self.clock.now_s)
-            self._do(self.queue.pump(one.model, self.roster, self.clock.now_s))
+            self._do(self.queue.pump(one.model, self.roster, self.clock.now_s, freed=True))
 
         model = self.catalogue[one.model]
         self._engine(seat.key).submit(Job(model, one.prompt_tokens, one.reply_tokens, first, done))
