@@ -36,7 +36,7 @@ class RouteBody(msgspec.Struct):
 
     @property
     def has_prompt(self) -> bool:
-        return bytes(self.prompt).strip() not in _EMPTY
+        return _says_something(self.prompt)
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -48,11 +48,11 @@ class RouteBody(msgspec.Struct):
 
     @property
     def has_messages(self) -> bool:
-        return bytes(self.messages).strip() not in _EMPTY
+        return _says_something(self.messages)
 
     @property
     def has_input(self) -> bool:
-        return bytes(self.input).strip() not in _EMPTY
+        return _says_something(self.input)
 
     @property
     def num_ctx(self) -> int | None:
@@ -85,6 +85,11 @@ class RouteBody(msgspec.Struct):
 class _Options(msgspec.Struct):
     num_ctx: int | None = None
     distributed: bool | None = None
+
+
+def _says_something(raw: msgspec.Raw) -> bool:
+    # A long one is not copied only to see whether it is empty.
+    return memoryview(raw).nbytes > 64 or bytes(raw).strip() not in _EMPTY
 
 
 class Timings(msgspec.Struct):

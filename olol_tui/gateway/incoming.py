@@ -10,7 +10,7 @@ from collections import deque
 from typing import NoReturn, cast
 
 from olol_tui.gateway.message import App, BodySink, Handler, Request
-from olol_tui.gateway.spool import SPOOL_BYTES, Spool
+from olol_tui.gateway.spool import MAX_SKELETON_BYTES, SPOOL_BYTES, Spool
 
 log = logging.getLogger("olol.gateway.http")
 
@@ -86,6 +86,10 @@ class StreamedBody:
                 request.spool.feed(piece)
         except OSError as error:
             self._no_room(error)
+        if request.spool.is_bulky:
+            limit = MAX_SKELETON_BYTES // 2**20
+            self._refuse(413, f"more than {limit} MiB of the request are not in long strings")
+            raise ValueError("too much to parse")
 
     def _complete(self, request: Request) -> None:
         """All of a body is here."""

@@ -49,9 +49,11 @@ class Skeleton:
         self._started_bytes = 0
         self._hole_at = 0
         self.holes: list[Hole] = []
+        self.size = 0
+        """Of what stays, in bytes, so far."""
 
     def feed(self, data: bytes) -> None:
-        at = 0
+        before, at = len(self._out), 0
         while at < len(data):
             if self._inside:
                 at = self._go_on(data, at)
@@ -67,6 +69,7 @@ class Skeleton:
                     self._inside, self._escaped = True, False
                     self._started, self._started_bytes = [], 0
         self._at += len(data)
+        self.size += sum(map(len, self._out[before:]))
 
     def finish(self) -> bytes:
         """The whole skeleton. A text that ends inside a string gives one that does, too."""

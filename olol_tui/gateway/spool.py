@@ -17,6 +17,8 @@ from olol_tui.gateway.skeleton import Hole, Skeleton
 
 SPOOL_BYTES = 1024 * 1024
 """Larger bodies go to a file."""
+MAX_SKELETON_BYTES = 16 * 1024 * 1024
+"""Parsing so much takes some 50 ms, in which no other request moves."""
 _PIECE_BYTES = 128 * 1024
 _CRUMB_BYTES = 16 * 1024
 """Smaller pieces are gathered: a client may send its body byte by byte."""
@@ -41,6 +43,11 @@ class Spool:
         self._crumbs += data
         if len(self._crumbs) >= _CRUMB_BYTES:
             self._sweep()
+
+    @property
+    def is_bulky(self) -> bool:
+        """Whether too much of it is not in long strings: it would have to be parsed."""
+        return self._skeleton.size > MAX_SKELETON_BYTES
 
     def finish(self) -> bytes:
         """The body is complete: its skeleton. Raises OSError: there is no room for its end."""

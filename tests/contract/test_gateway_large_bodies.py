@@ -188,6 +188,13 @@ async def test_a_slow_engine_is_not_overrun_and_a_client_that_leaves_ends_it() -
         engine.goes_on.set()
 
 
+async def test_a_body_that_would_take_long_to_parse_is_refused_before_it_is() -> None:
+    async with gateway_over(engine_node("n1", "127.0.0.1:9", MODEL)) as (_, _, client):
+        bulky = b'{"model":"%s","input":[' % MODEL.encode() + b"1," * 9_000_000 + b"1]}"
+        reply = await client.post("/api/embed", content=bulky)
+        assert reply.status_code == 413 and "not in long strings" in reply.json()["error"]
+
+
 async def test_no_room_for_a_body_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int, data: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import subprocess
+import termios
 import threading
 import time
 import urllib.error
@@ -15,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.serve_rig import Instance
+from tests.contract.serve_rig import COMMAND, Instance
 
 MODEL = "llama3.2:1b"
 NODE = """
@@ -115,6 +119,39 @@ def status_of(address: str, size: int, **headers: str) -> int:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_a_core_in_a_terminal_ends_with_its_terminal(instance: Instance) -> None:
+    """SIGHUP is also what the kernel sends then; it must not be taken for «read the file»."""
+    master, slave = pty.openpty()
+    command = [*COMMAND, "--serve", "--port", "0", "--state-dir", str(instance.state_dir)]
+    with (instance.state_dir / "stderr.log").open("a") as log:
+        process = subprocess.Popen(
+            command,
+            env=instance.env,
+            stdin=slave,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+    instance.served.append(process)
+    os.close(slave)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready "), instance.log
+    process.send_signal(signal.SIGHUP)
+    until_log(instance, "is taken up")
+    assert process.poll() is None, "the terminal is still there"
+    os.close(master)
+    assert process.wait(60) == 0
+
+
+def until_log(instance: Instance, text: str, within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while text not in instance.log:
+        assert time.monotonic() < deadline, instance.log
+        time.sleep(0.05)
 
 
 def test_a_file_that_changes_is_followed_and_no_stream_is_cut(instance: Instance) -> None:

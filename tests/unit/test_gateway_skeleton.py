@@ -46,6 +46,7 @@ def test_any_text_cut_anywhere_comes_back(value: Any, piece: int, ascii_only: bo
     text = json.dumps(value, ensure_ascii=ascii_only).encode()
     skeleton, small = skeleton_of(text, piece)
     assert filled(skeleton, small, text) == text
+    assert skeleton.size == len(small)
     json.loads(small)
 
 
