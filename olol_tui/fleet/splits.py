@@ -101,8 +101,11 @@ class Splits:
 
     def _grow(self, wish: SplitWish, run: Run, num_ctx: int) -> None:
         """Plan a split anew because a client wants more context than it has."""
-        if run.is_growing or (run.largest_ctx is not None and num_ctx > run.largest_ctx):
+        if run.largest_ctx is not None and num_ctx > run.largest_ctx:
             return
+        key = f"{wish.id} again"
+        if self._desk.book.running(key) is not None:
+            return  # asked again when that is done
         run.grows(self._desk.now_s())
 
         async def work(report: Report) -> str:
@@ -121,7 +124,7 @@ class Splits:
             return await self._ready(report, draft.wish)
 
         title = f"split {canonical(wish.model)} with {num_ctx:,} tokens of context"
-        self._desk.book.start(title, work, key=f"{wish.id} again")
+        self._desk.book.start(title, work, key=key)
 
     def withdraw(self, split: str) -> None:
         """Wish for it no more: its devices are given back."""

@@ -117,8 +117,14 @@ async def test_more_context_is_planned_anew_and_what_does_not_fit_is_remembered(
         )
         assert fleet.engine(split.engine).pid != before
         assert [one.context_length for one in fleet.engine(split.engine).loaded] == [1024]
-        fleet.controller.launch_split(MODEL, num_ctx=2**24)
-        await fleet.until(lambda f: f.split(SPLIT).largest_ctx is not None)  # type: ignore[union-attr]
+
+        def refused(_: object) -> bool:
+            # As the gateway does: asked again until it is there or refused.
+            fleet.controller.launch_split(MODEL, num_ctx=2**24)
+            split = fleet.fleet.split(SPLIT)
+            return split is not None and split.largest_ctx == 1024
+
+        await fleet.until(refused)
         again = await ready(fleet)
         assert again.num_ctx == 1024 and again.restarts == 0
         assert any("fits nowhere" in one.message for one in fleet.fleet.operations)
