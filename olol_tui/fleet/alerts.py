@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
-from olol_tui.fleet.snapshot import Alert, Device, Engine, Node, PassphraseQuestion, Severity
+from olol_tui.fleet.snapshot import (
+    Alert,
+    Device,
+    Engine,
+    Node,
+    PassphraseQuestion,
+    Severity,
+    Split,
+)
 from olol_tui.units import format_size
 
 HOT_C = 85.0
@@ -58,6 +66,7 @@ class AlertBook:
         config_problem: str = "",
         asked: PassphraseQuestion | None = None,
         config_notices: Iterable[str] = (),
+        splits: Iterable[Split] = (),
     ) -> tuple[Alert, ...]:
         """What holds now.
 
@@ -67,6 +76,7 @@ class AlertBook:
             config_notices: what of that file holds from the next start only.
         """
         findings = find(nodes, self._since_s.keys())
+        findings += [finding for split in splits for finding in _of_split(split)]
         findings += [
             Finding(f"config {told}", "info", "cluster.toml", told) for told in config_notices
         ]
@@ -86,6 +96,13 @@ class AlertBook:
             )
             for f in findings
         )
+
+
+def _of_split(split: Split) -> Iterator[Finding]:
+    """A split that is down and mended, or that could not be."""
+    if split.state in ("backoff", "failed"):
+        told = f"split {split.state}: {split.error or 'no reason given'}"
+        yield Finding(f"{split.id} down", "warning", split.model, told)
 
 
 def _of_node(node: Node, active: Set[str]) -> Iterator[Finding]:

@@ -368,10 +368,10 @@ class Controller:
         is_running = self._task is not None and not self._stop.is_set()
         if is_running:
             self._upkeep.look(now_s)
-        nodes = self.nodes
+        nodes, splits = self.nodes, self._splits.view(now_s)
         if nodes is not self._alerted:
             self._alerted = nodes
-            told = (self._file.problem, self._questions.open, self._file.notices)
+            told = (self._file.problem, self._questions.open, self._file.notices, splits)
             self._alert_list = self._alerts.update(nodes, now_s, *told)
         self._fleet_seq += 1
         return Fleet(
@@ -383,7 +383,7 @@ class Controller:
             nodes=nodes,
             requests=self._requests,
             gateway=gateway,
-            splits=self._splits.view(now_s),
+            splits=splits,
             split_rules=self._splits.rules(),
             pins=self._wishes.pins,
             paused=self._wishes.paused_models,

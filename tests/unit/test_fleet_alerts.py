@@ -14,6 +14,7 @@ from olol_tui.fleet.snapshot import (
     Loaded,
     Node,
     PassphraseQuestion,
+    Split,
 )
 
 GIB = 2**30
@@ -146,3 +147,10 @@ def test_what_concerns_no_node_comes_first() -> None:
     alerts = book.update([NODE], 5.0, "line 3: unknown field", locked)
     assert [alert.where for alert in alerts] == ["cluster.toml", locked.path]
     assert book.update([NODE], 9.0) == ()
+
+
+def test_a_split_that_is_down_is_told_with_its_reason() -> None:
+    down = Split("split/big:70b", "big:70b", "backoff", error="h2 is lost")
+    ready = Split("split/other:70b", "other:70b", "ready")
+    (alert,) = AlertBook().update((), 1.0, splits=(down, ready))
+    assert (alert.where, alert.message) == ("big:70b", "split backoff: h2 is lost")
