@@ -195,6 +195,10 @@ class SimulatedConfig(_Table):
     reply_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Length of a reply that nothing cuts short; None: some sentences."""
     slots: Count | None = None
+    speedup: Rate | None = None
+    """How much faster than real everything there happens: for benchmarks."""
+    tokens_per_piece: Annotated[float, Field(ge=1)] | None = None
+    """How many tokens each one that is written stands for."""
 
 
 class NodeConfig(_Table):

@@ -264,6 +264,8 @@ def _base_spec(
                 ("prefill_tps", simulated.prefill_tps),
                 ("decode_tps", simulated.decode_tps),
                 ("reply_tokens", simulated.reply_tokens),
+                ("speedup", simulated.speedup),
+                ("tokens_per_piece", simulated.tokens_per_piece),
             )
             if value is not None
         }

@@ -29,7 +29,7 @@ __all__ = [
     "expected", "policies",
 ]  # fmt: skip
 
-Rank = tuple[float, float, float, float]
+Rank = tuple[float, float, bool, float, float]
 PREFILL_TIE_S = 0.05
 """Prefills this close are equal: a short prompt's measured speed is mostly noise, and a
 rounding edge between 14 and 16 ms once kept an engine idle beside full ones."""
@@ -78,7 +78,9 @@ def expected(
         pace = speeds.faster(key)
         return (
             one.prefill_s if one.prefill_s > limit_s else 0.0,
-            0.0 if pace * PACE_TIE >= fastest else -pace,
+            0.0 if pace * PACE_TIE >= fastest else 1.0 / pace,
+            # Even where it saves the client nothing to speak of: it is work that need not be done.
+            not one.note,
             (busy.by_engine.get(key, 0) + 1) / one.seat.share,
             busy.last_used.get((key, model), 0.0),
         )
@@ -111,9 +113,9 @@ def _needed(
     if not 0 < wanted < len(free):
         return free
 
-    def keep(one: Candidate) -> tuple[float, float, int, float]:
+    def keep(one: Candidate) -> tuple[float, float, bool, int, float]:
         place = (one.seat.key, ask.model)
-        return (*rank(one)[:2], -busy.running.get(place, 0), -busy.last_used.get(place, 0.0))
+        return (*rank(one)[:3], -busy.running.get(place, 0), -busy.last_used.get(place, 0.0))
 
     order = sorted(free, key=keep)
     for one in order[wanted:]:

@@ -655,3 +655,18 @@ def _read_until(connection: socket.socket, mark: bytes) -> bytes:
         assert data, f"closed after {out!r}"
         out += data
     return out
+
+
+def test_a_prompt_that_goes_on_is_prefilled_only_where_it_is_new() -> None:
+    """As llama.cpp's slots: the count stays that of the whole prompt, the time does not."""
+    with sim_engine(prefill_tps=4000, decode_tps=1000) as engine:
+        begin, durations = "abc " * 800, []
+        for prompt in (begin, begin + "and then", "xyz " * 800):
+            options = {"num_predict": 1}
+            reply = engine.post(
+                "/api/generate", model="gemma3:4b", prompt=prompt, stream=False, options=options
+            ).json()
+            assert reply["prompt_eval_count"] >= 800
+            durations.append(reply["prompt_eval_duration"])
+        assert durations[1] < 0.5 * durations[0]
+        assert durations[1] < 0.5 * durations[2]

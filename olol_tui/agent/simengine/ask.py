@@ -90,7 +90,7 @@ def compose(
     limit = max(1, num_ctx - prompt_tokens)
     if options.get("num_predict", -1) > 0:
         limit = min(limit, options["num_predict"])
-    return Work("text", prompt_tokens, thoughts, tokens, limit, stream)
+    return Work("text", prompt_tokens, thoughts, tokens, limit, stream, prompt)
 
 
 def flatten(messages: list[dict[str, Any]]) -> str:

@@ -50,13 +50,14 @@ class Work:
 
     Attributes:
         prompt_tokens: to prefill.
+        prompt: its text, for the cache; empty where nothing is cached.
         thoughts, tokens: the pieces to decode, in this order.
         limit: how many of them at most; beyond it the reason is `length`.
         stream: whether each token is written when it is there.
         kind: load (only that), text, or embed.
     """
 
-    __slots__ = ("kind", "limit", "prompt_tokens", "stream", "thoughts", "tokens")
+    __slots__ = ("kind", "limit", "prompt", "prompt_tokens", "stream", "thoughts", "tokens")
 
     def __init__(
         self,
@@ -66,8 +67,10 @@ class Work:
         tokens: list[str] | None = None,
         limit: int = 0,
         stream: bool = False,
+        prompt: str = "",
     ) -> None:
         self.kind = kind
+        self.prompt = prompt
         self.prompt_tokens = prompt_tokens
         self.thoughts = thoughts or []
         self.tokens = tokens or []
@@ -163,7 +166,10 @@ class Call:
         self.prefill_began_ns = time.monotonic_ns()
         settings = self._server.settings
         rate = settings.prefill_rate(self.model.size_bytes, self.model.active_share)
-        seconds = self.work.prompt_tokens / rate * self._slow()
+        cached = 0.0
+        if self.work.prompt and self._lease is not None and self._lease.runner is not None:
+            cached = self._lease.runner.remember(self.work.prompt)
+        seconds = self.work.prompt_tokens * (1.0 - cached) / rate * self._slow()
         self._timer = self._server.loop.call_later(seconds, self._prefilled)
         self._server.touched()
 

@@ -28,6 +28,7 @@ class Runner:
         "load_s",
         "model",
         "num_ctx",
+        "prompts",
         "ready",
         "refs",
         "session_s",
@@ -51,6 +52,8 @@ class Runner:
         self.active = 0
         self.line: collections.deque[Lease] = collections.deque()
         """Waiting for a slot, first come first served."""
+        self.prompts: collections.deque[str] = collections.deque(maxlen=2 * slots)
+        """Whose keys and values are still there, latest last."""
         self.draining = False
         """It is to be unloaded as soon as it is idle; takes no new requests."""
         self.session_s = 0.0
@@ -58,11 +61,36 @@ class Runner:
         self.expires_wall: float | None = None
         self.timer: asyncio.TimerHandle | None = None
 
+    def remember(self, prompt: str) -> float:
+        """Takes a prompt into the cache; returns the share of it that was there already."""
+        best, found = 0, None
+        for one in self.prompts:
+            common = _common(one, prompt)
+            if common > best:
+                best, found = common, one
+        # A longer version of a prompt takes its place, as in a slot.
+        if found is not None and best == len(found):
+            self.prompts.remove(found)
+        self.prompts.append(prompt)
+        return best / max(1, len(prompt))
+
     def progress(self) -> float:
         """Share of the load that is done, 0..1."""
         if self.ready or self.load_s <= 0:
             return 1.0
         return min(1.0, (time.monotonic() - self.started_mono) / self.load_s)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common from their beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 class Lease:

@@ -28,7 +28,9 @@ class Settings:
         "seed",
         "slots",
         "slowdown",
+        "speedup",
         "store",
+        "tokens_per_piece",
         "vram_bytes",
     )
 
@@ -43,7 +45,11 @@ class Settings:
         """Requests of one model it runs at once."""
         self.num_ctx = int(_number(config, "num_ctx", 4096, 1))
         """Context of requests that do not ask for one."""
-        self.load_bytes_s = _number(config, "load_bytes_s", 2e9, 1)
+        self.speedup = _number(config, "speedup", 1.0, 0.001)
+        """How much faster than real everything here happens: for benchmarks."""
+        self.tokens_per_piece = _number(config, "tokens_per_piece", 1.0, 1)
+        """How many tokens each one that is written stands for: long replies, short streams."""
+        self.load_bytes_s = _number(config, "load_bytes_s", 2e9, 1) * self.speedup
         self.prefill_tps = _rate(config, "prefill_tps")
         """Prompt tokens a second; None: by the size of the model."""
         self.decode_tps = _rate(config, "decode_tps")
@@ -79,15 +85,17 @@ class Settings:
 
     def decode_rate(self, size_bytes: int, active_share: float) -> float:
         """Tokens a second of one request alone."""
-        if self.decode_tps is not None:
-            return self.decode_tps
-        return min(120.0, max(4.0, _BANDWIDTH_BYTES_S / (size_bytes * active_share)))
+        rate = self.decode_tps
+        if rate is None:
+            rate = min(120.0, max(4.0, _BANDWIDTH_BYTES_S / (size_bytes * active_share)))
+        return rate * self.speedup / self.tokens_per_piece
 
     def prefill_rate(self, size_bytes: int, active_share: float) -> float:
         """Prompt tokens a second."""
-        if self.prefill_tps is not None:
-            return self.prefill_tps
-        return min(9000.0, max(250.0, 16e12 / (size_bytes * active_share)))
+        rate = self.prefill_tps
+        if rate is None:
+            rate = min(9000.0, max(250.0, 16e12 / (size_bytes * active_share)))
+        return rate * self.speedup
 
 
 def _number(config: dict[str, Any], key: str, default: float, least: float) -> float:
