@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -53,6 +57,14 @@ def helper(fleet: Rig, engine_id: str) -> Engine:
     return next(engine for engine in fleet.node("local").helpers if engine.id == engine_id)
 
 
+async def beginning(fleet: Rig, engine_id: str) -> list[str]:
+    """The first lines of an engine's log."""
+    async with aclosing(
+        cast(AsyncGenerator[str], fleet.controller.logs("local", engine_id))
+    ) as log:
+        return [await anext(log) for _ in range(4)]
+
+
 async def ready(fleet: Rig) -> Split:
     def there(found: object) -> bool:
         split = fleet.fleet.split(SPLIT)
@@ -84,8 +96,7 @@ async def test_a_split_is_made_mended_and_given_back(tmp_path: Path, config: Clu
         assert part.weights_bytes == part.kv_bytes == 2**20, "as the head's log has it"
         assert part.real_layers is None, "which is not what was planned"
         assert head.model == MODEL and [one.name for one in head.loaded] == [MODEL]
-        logs = fleet.controller.logs("local", split.engine)
-        lines = [await anext(logs) for _ in range(4)]
+        lines = await beginning(fleet, split.engine)
         assert any("--tensor-split 3" in line and worker.address in line for line in lines), lines
         assert worker.pid is not None and head.pid is not None
         kill(worker.pid)
@@ -128,6 +139,68 @@ async def test_more_context_is_planned_anew_and_what_does_not_fit_is_remembered(
         again = await ready(fleet)
         assert again.num_ctx == 1024 and again.restarts == 0
         assert any("fits nowhere" in one.message for one in fleet.fleet.operations)
+
+
+def ollama_store(root: Path, weights: Path) -> Path:
+    """A store that holds the model with a system prompt and parameters of its own."""
+    blobs = root / "blobs"
+    blobs.mkdir(parents=True)
+
+    def blob(content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / f"sha256-{digest}").write_bytes(content)
+        return f"sha256:{digest}"
+
+    kinds = {
+        "model": weights.read_bytes(),
+        "system": b"Be brief.",
+        "params": b'{"temperature": 0.6, "stop": ["<|end|>"]}',
+    }
+    layers = [
+        {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": blob(raw), "size": len(raw)}
+        for kind, raw in kinds.items()
+    ]
+    config = blob(b'{"model_format": "gguf", "model_family": "llama"}')
+    manifest = root / "manifests/registry.ollama.ai/library/tiny/1b"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"layers": layers, "config": {"digest": config, "size": 1}}))
+    return root
+
+
+async def test_a_model_of_an_ollama_store_is_split_with_what_belongs_to_it(
+    tmp_path: Path, config: ClusterConfig
+) -> None:
+    weights = Path(config.models[MODEL].path)
+    store = ollama_store(tmp_path / "store", weights)
+    idle = tmp_path / "ollama"
+    idle.write_text("#!/bin/sh\nexec sleep 600\n")
+    idle.chmod(0o755)
+    node = {
+        "local": True,
+        "engine": "ollama",
+        "binary": str(idle),
+        "models_dir": str(store),
+        "num_ctx": 512,
+        "llama_server": config.nodes["local"].binary,
+    }
+    beside = ClusterConfig(
+        nodes={"local": NodeConfig.model_validate(node)},
+        models={MODEL: ModelConfig(split="always")},
+    )
+    async with rig(tmp_path / "state", beside) as fleet:
+        await connected(fleet)
+        (model,) = fleet.node("local").library
+        assert (model.name, model.path) == (MODEL, "")
+        fleet.controller.launch_split(MODEL)
+        split = await ready(fleet)
+        lines = await beginning(fleet, split.engine)
+        assert any(str(store / "blobs" / "sha256-") in line for line in lines), lines
+        assert fleet.controller.split_layers(split.engine) == (
+            "Be brief.",
+            {"temperature": 0.6, "stop": ["<|end|>"]},
+        )
+        kinds = {engine.kind for engine in fleet.node("local").engines}
+        assert kinds == {"ollama", "llama-server"}
 
 
 async def test_the_next_controller_finds_it_as_it_is(tmp_path: Path, config: ClusterConfig) -> None:
