@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from olol_tui import __version__, cli_hosts, cli_keys, cli_node, cli_requests
+from olol_tui import __version__, cli_hosts, cli_keys, cli_model, cli_node, cli_requests
 from olol_tui.errors import ConfigError, OlolError, PortTaken
 from olol_tui.paths import Paths, UnsafeDirectory
 
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_requests.add_parsers(commands, shared)
     cli_node.add_parser(commands, shared)
     cli_hosts.add_parsers(commands, shared)
+    cli_model.add_parser(commands, shared)
 
     stop = commands.add_parser(
         "stop", parents=[shared], help="stop engines and agents that a core has left running"

@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -122,6 +123,11 @@ class RemoteLink:
     async def submit(self, command: AnyCommand) -> Accepted:
         reply = await self._call("POST", "/olol/v1/commands", encode_command(command))
         return msgspec.json.decode(reply, type=Accepted)
+
+    async def fit(self, model: str, ctx: int | None, slots: int | None, cache_type: str) -> bytes:
+        """What a model takes and where it fits: a `placement.report.Report` as JSON."""
+        asked = {"model": model, "ctx": ctx or 0, "slots": slots or 0, "cache_type": cache_type}
+        return await self._call("GET", f"/olol/v1/fit?{urlencode(asked)}")
 
     async def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:
         """Ends when the core ends the stream; LinkError when it is cut."""

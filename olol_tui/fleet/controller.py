@@ -50,6 +50,7 @@ from olol_tui.fleet.upkeep import Upkeep
 from olol_tui.fleet.wishes import Wishes, WishesFile
 from olol_tui.models.names import canonical
 from olol_tui.paths import Paths
+from olol_tui.placement.report import Report
 
 log = logging.getLogger("olol.fleet")
 
@@ -262,6 +263,9 @@ class Controller:
 
     def split_layers(self, engine_id: str) -> tuple[str, dict[str, Any]] | None:
         return self._splits.layers(engine_id)
+
+    async def fit(self, model: str, **how: Any) -> Report:
+        return await self._splits.fit(model, **how)
 
     # -- the operator's side
 

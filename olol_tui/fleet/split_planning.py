@@ -22,10 +22,12 @@ from olol_tui.fleet.mesh_links import MeshLinks
 from olol_tui.fleet.snapshot import Device, Engine, Mesh, Model, Node
 from olol_tui.fleet.split_wish import PartWish, SplitWish, Way, split_id
 from olol_tui.fleet.wishes import Wishes
-from olol_tui.models.loadable import verdict
+from olol_tui.models.memory import Settings
 from olol_tui.models.names import canonical, same
 from olol_tui.models.shape import Shape, ShapeError, shape_of
-from olol_tui.placement.split import Refusal, Share, SplitDevice, SplitPlan, plan
+from olol_tui.placement.report import Report as FitReport
+from olol_tui.placement.report import report, with_fleet
+from olol_tui.placement.split import Ground, Refusal, Share, SplitDevice, SplitPlan, plan
 
 MARGIN_BYTES = 2**30
 MARGIN_SHARE = 0.05
@@ -98,6 +100,8 @@ class Planning:
         if not heads:
             raise _no_head(name, holders, self._nodes())
         facts, shape = await self._shape(heads)
+        if shape.loads is False:
+            raise PlacementError(shape.caveat)
         context = num_ctx or self._crew.config.nodes[heads[0][0].name].num_ctx
         slots = self._crew.config.nodes[heads[0][0].name].slots or 1
         blobs = {node.name for node, _ in heads}
@@ -122,6 +126,41 @@ class Planning:
         wish = _with_layers(wish, facts[found.head.device.node])
         return Draft(wish, tuple(self._victims(found, nodes, name)))
 
+    async def fit(
+        self, name: str, *, num_ctx: int = 0, slots: int = 0, cache_type: str = "f16"
+    ) -> FitReport:
+        """What a model takes, where it fits now, and the split it would get; changes nothing.
+
+        Args:
+            num_ctx, slots: 0 for those of the node that has the model.
+
+        Raises:
+            ModelNotFound, NodeError: no node has it, or none says what it is made of.
+            PlacementError: it cannot be planned.
+        """
+        nodes = [
+            node for node in self._nodes() if node.kind != "endpoint" and node.state == "ready"
+        ]
+        holders = [(node, model) for node in nodes if (model := _held(node, name)) is not None]
+        if not holders:
+            raise _no_head(name, (), self._nodes())
+        _, shape = await self._shape(holders)
+        config = self._crew.config.nodes[holders[0][0].name]
+        try:
+            settings = Settings(num_ctx or config.num_ctx, slots or config.slots or 1, cache_type)
+        except ValueError as error:
+            raise PlacementError(str(error)) from error
+        blobs = {node.name for node, _ in holders}
+        heads = {node.name for node, _ in holders if node.heads}
+        links = await self._links.between(heads, (node.name for node in nodes if node.lends))
+        every = list(self._devices(nodes, blobs, name, evict=False, lent_only=False))
+        lends = {node.name for node in nodes if node.lends}
+        lent = [one for one in every if one.node in lends]
+        found: SplitPlan | Refusal = Refusal("no node that has the file has a llama-server", 0, 0)
+        if heads:
+            found = await asyncio.to_thread(Ground(lent, links).plan, shape, settings, heads)
+        return with_fleet(report(canonical(name), shape, settings), every, found)
+
     # -- what there is
 
     async def _shape(
@@ -138,18 +177,22 @@ class Planning:
         if not facts:
             raise NodeError("; ".join(trouble))
         known = next(iter(facts.values()))
-        if (found := verdict(known)).loads is False:
-            raise PlacementError(found.reason)
         try:
             return facts, shape_of(known)
         except ShapeError as error:
             raise PlacementError(f"it cannot be planned: {error}") from error
 
     def _devices(
-        self, nodes: Iterable[Node], blobs: Collection[str], name: str, *, evict: bool
+        self,
+        nodes: Iterable[Node],
+        blobs: Collection[str],
+        name: str,
+        *,
+        evict: bool,
+        lent_only: bool = True,
     ) -> Iterable[SplitDevice]:
         for node in nodes:
-            if not node.lends:
+            if lent_only and not node.lends:
                 continue
             own = self._own(node.name, name)
             for device in node.devices:

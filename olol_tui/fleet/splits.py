@@ -28,6 +28,7 @@ from olol_tui.fleet.split_stage import stage
 from olol_tui.fleet.split_view import parts_of
 from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
 from olol_tui.models.names import canonical, same
+from olol_tui.placement.report import Report as FitReport
 
 log = logging.getLogger("olol.fleet.splits")
 
@@ -57,6 +58,10 @@ class Splits:
         self._runs: dict[str, Run] = {}
 
     # -- asked for
+
+    async def fit(self, model: str, **how: Any) -> FitReport:
+        """What it takes and where it fits, changing nothing; see `Planning.fit`."""
+        return await self._planning.fit(model, **how)
 
     def launch(
         self,

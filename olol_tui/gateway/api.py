@@ -203,6 +203,8 @@ class Api:
         match request.method, request.path:
             case b"POST", "/olol/v1/commands":
                 self.spawn(self._command(connection, request))
+            case b"GET", "/olol/v1/fit":
+                self.spawn(self._fit(connection, request))
             case b"GET", "/olol/v1/logs":
                 LogStream(self, connection, self._logs(request))
             case _:
@@ -221,6 +223,21 @@ class Api:
             _fail(connection, 409, error)
         else:
             connection.reply(200, msgspec.json.encode(accepted))
+
+    async def _fit(self, connection: http.HttpConnection, request: http.Request) -> None:
+        ctx, slots = (request.param(name, "0") for name in ("ctx", "slots"))
+        if not (ctx.isdigit() and slots.isdigit()):
+            _fail(connection, 400, OlolError("ctx and slots: expected whole numbers"))
+            return
+        how = {"num_ctx": int(ctx), "slots": int(slots), "cache_type": request.param("cache_type")}
+        try:
+            found = await self._fleet.fit(request.param("model"), **how)
+        except ModelNotFound as error:
+            _fail(connection, 404, error)
+        except OlolError as error:
+            _fail(connection, 409, error)
+        else:
+            connection.reply(200, msgspec.json.encode(found))
 
     def _logs(self, request: http.Request) -> AsyncIterator[str]:
         tail = request.param("tail", "200")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.live_requests import Cancel, Reroute, View
 from olol_tui.fleet.snapshot import Fleet
+from olol_tui.placement.report import Report
 
 
 class FleetPort(Protocol):
@@ -52,6 +53,14 @@ class FleetPort(Protocol):
 
         Raises:
             OlolError: it does not say.
+        """
+        ...
+
+    async def fit(self, model: str, **how: Any) -> Report:
+        """What a model takes, where it fits and how it would be split; see `Planning.fit`.
+
+        Raises:
+            OlolError: nobody has it, or nobody says what it is made of.
         """
         ...
 

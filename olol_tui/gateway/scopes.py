@@ -45,6 +45,7 @@ _PATHS: dict[Need, tuple[str, ...]] = {
         "/api/copy",
         "/api/delete",
         "/olol/v1/fleet",
+        "/olol/v1/fit",
         "/olol/v1/logs",
         "/olol/v1/commands",
     ),

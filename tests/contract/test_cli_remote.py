@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +22,31 @@ from olol_tui.fleet.snapshot import Fleet, Node, Operation
 from olol_tui.following import run_command
 from olol_tui.gateway.gateway import Gateway
 from olol_tui.paths import Paths
+from olol_tui.placement.report import Parts, PlannedShare, Report, Spot
 from olol_tui.remote import RemoteLink, find_running
+from tests.contract.gguf_files import write_gguf
+
+FIT = Report(
+    model="m:1b",
+    architecture="llama",
+    layers=2,
+    ctx=2048,
+    slots=1,
+    cache_type="q8_0",
+    parts=Parts(2 << 30, 1 << 30, 1 << 29, 1 << 29),
+    host_bytes=1 << 28,
+    loads=True,
+    places=(
+        Spot("n1/gpu0", 5 << 30, 9 << 29, has_file=True),
+        Spot("n2/gpu0", 4 << 30, 9 << 29, has_file=False),
+    ),
+    shares=(
+        PlannedShare("n2/gpu0", 1, False, True, 1 << 30, 1 << 28, 1 << 28, 0, 4 << 30),
+        PlannedShare("n1/gpu0", 1, True, False, 2 << 30, 1 << 28, 1 << 28, 0, 5 << 30),
+    ),
+    tokens_factor=0.9,
+    reasons=("n1/gpu0 is the head: the file is on n1",),
+)
 
 
 class ScriptedFleet:
@@ -31,6 +56,7 @@ class ScriptedFleet:
         self.fleet = Fleet(name="scripted", nodes=(Node("n1", "ready"),))
         self.commands: list[AnyCommand] = []
         self.refuse: OlolError | None = None
+        self.fits: list[tuple[str, dict[str, Any]]] = []
         self.log_lines: asyncio.Queue[str | OlolError] = asyncio.Queue()
         self._callbacks: list[Callable[[Fleet], None]] = []
 
@@ -65,6 +91,12 @@ class ScriptedFleet:
         if self.refuse is not None:
             raise self.refuse
         return Accepted("op1")
+
+    async def fit(self, model: str, **how: Any) -> Report:
+        if self.refuse is not None:
+            raise self.refuse
+        self.fits.append((model, how))
+        return FIT
 
     async def logs(self, node: str, engine: str, *, tail: int = 200) -> AsyncIterator[str]:
         yield f"{node} {engine} {tail}"
@@ -271,3 +303,43 @@ async def _until_said(out: io.StringIO, text: str) -> None:
     async with asyncio.timeout(30):
         while text not in out.getvalue():
             await asyncio.sleep(0.01)
+
+
+async def test_where_a_model_fits_and_the_split_it_would_get(
+    paths: Paths, scripted: ScriptedFleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["model", "fit", "m:1b", "--ctx", "2048", "--cache-type", "q8_0"]
+    state = ["--state-dir", str(paths.state_dir)]
+    async with serving(paths, scripted):
+        assert await asyncio.to_thread(main, [*asked, *state]) == 0
+        assert scripted.fits == [("m:1b", {"num_ctx": 2048, "slots": 0, "cache_type": "q8_0"})]
+        text = capsys.readouterr().out
+        assert "together" in text and "4 GiB" in text
+        assert "● fits, 512 MiB left" in text
+        assert "✖ 512 MiB too much, the file is not there" in text
+        assert "Split over 2 devices, about 90% of the speed" in text
+        assert "1 layer + output" in text
+        assert await asyncio.to_thread(main, [*asked, *state, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["shares"][1]["has_output"] and found["parts"]["total"] == 4 << 30
+        scripted.refuse = ModelNotFound("model 'm:1b' not found on any node")
+        assert await asyncio.to_thread(main, [*asked, *state]) == 1
+        assert "not found on any node" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({}, 0, "2 layers; 4096 tokens × 3 slots"),
+        ({"llama__block_count": ("I", 0)}, 1, "names no layers"),
+    ],
+)
+def test_a_file_is_planned_without_any_core(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, code: int, words: str
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", **change)
+    assert main(["model", "fit", str(path), "--slots", "3"]) == code
+    shown = capsys.readouterr()
+    assert words in shown.out + shown.err
+    assert main(["model", "fit", str(tmp_path / "none.gguf")]) == 1
+    assert "No such file" in capsys.readouterr().err

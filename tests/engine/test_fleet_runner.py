@@ -128,3 +128,21 @@ async def test_a_file_that_is_no_model_is_said_and_hides_nothing(tmp_path: Path)
         assert "junk.gguf" in fleet.node("local").error
         with pytest.raises(ModelNotFound, match="junk:1"):
             await fleet.controller.submit(Place("junk:1", "local", "cpu"))
+
+
+async def test_what_a_model_takes_and_where_it_fits(tmp_path: Path) -> None:
+    """From the real header, with the node's own context where none is asked for."""
+    async with rig(tmp_path, cluster()) as fleet:
+        await connected(fleet)
+        found = await fleet.controller.fit("SmolLM2:135M")
+        assert (found.model, found.layers, found.ctx) == (MODEL, 30, 512)
+        assert found.parts.weights == 30 * 2_216_448
+        assert found.parts.cache == 30 * 512 * 2 * 3 * 64 * 2
+        assert [place.where for place in found.places] == ["local/cpu"]
+        assert found.places[0].has_file
+        longer = await fleet.controller.fit(MODEL, num_ctx=8192, slots=2, cache_type="q8_0")
+        assert longer.parts.cache == found.parts.cache * 32 * 17 // 32
+        with pytest.raises(PlacementError, match="q8_0"):
+            await fleet.controller.fit(MODEL, cache_type="q3")
+        with pytest.raises(ModelNotFound):
+            await fleet.controller.fit("nobody:1b")
