@@ -68,7 +68,11 @@ class Exchange(Failover):
             self._call = pool.call(seat.address, payload, self, fresh=fresh)
         else:
             head, pump = payload
-            self._call = pump.open(pool, seat.address, head, self)
+            self._call = pump.open(pool, seat.address, head, self, self._moved)
+
+    def _moved(self) -> None:
+        """The engine took a piece of the body: it is not silent."""
+        self._touched_s = self._gateway.now()
 
     # -- upstream.Receiver
 

@@ -87,9 +87,10 @@ class Lifecycle:
         self._replay = (
             replay.wanted(request, route, stream) if replay.HEADER in request.headers else None
         )
+        spool = request.spool
         ask = Ask(
             model,
-            len(self._body) // _BYTES_PER_TOKEN,
+            (len(self._body) if spool is None else spool.weight) // _BYTES_PER_TOKEN,
             fields.num_ctx,
             prefix=fields.prefix if len(self._body) >= LEAST_BYTES else (),
             client=terms.flow,

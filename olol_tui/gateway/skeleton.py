@@ -19,6 +19,7 @@ HOLE_BYTES = 32 * 1024
 """Strings up to this length stay."""
 KEPT = 256
 """Of a long string: enough to see what an image is. A multiple of 4, so that base64 stays so."""
+MEDIA_WEIGHT = 4096
 _ALPHABET = string.ascii_letters + string.digits
 # Whole strings and what is between them, up to one that does not end here.
 _BETWEEN = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
@@ -48,6 +49,9 @@ class Skeleton:
         """Of a string that is not over yet and may stay; None once it is a hole."""
         self._started_bytes = 0
         self._hole_at = 0
+        self._is_text = False
+        self.weight = 0
+        """What was left out, in bytes of text: those of an image say nothing of its tokens."""
         self.holes: list[Hole] = []
         self.size = 0
         """Of what stays, in bytes, so far."""
@@ -121,6 +125,7 @@ class Skeleton:
             # The first characters stay where cutting behind them cannot split one.
             first = b"".join(self._started)[:KEPT]
             kept = first if _PLAIN.fullmatch(first) else b""
+            self._is_text = not kept or b" " in kept
             self._started = None
             self._hole_at += len(kept)
             self._out.append(kept + b"%s%08d" % (self._mark.encode(), len(self.holes)))
@@ -129,6 +134,7 @@ class Skeleton:
         self._inside = False
         if self._started is None:
             self.holes.append(Hole(self._hole_at, at))
+            self.weight += at - self._hole_at if self._is_text else MEDIA_WEIGHT
         else:
             self._out += self._started
         self._started = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from olol_tui.gateway import upstream
@@ -43,6 +44,11 @@ class Spool:
         self._crumbs += data
         if len(self._crumbs) >= _CRUMB_BYTES:
             self._sweep()
+
+    @property
+    def weight(self) -> int:
+        """Bytes of text by which its tokens may be estimated."""
+        return self._skeleton.size + self._skeleton.weight
 
     @property
     def is_bulky(self) -> bool:
@@ -103,6 +109,7 @@ class Pump:
         self._spool = spool
         self._pieces = [piece for piece in pieces if _size(piece)]
         self._call: upstream.Call | None = None
+        self._moved: Callable[[], None] = _nothing
         self._full = False
         self._due = False
         self.size = sum(_size(piece) for piece in pieces)
@@ -113,7 +120,10 @@ class Pump:
         address: str,
         head: bytes,
         receiver: upstream.Receiver,
+        moved: Callable[[], None],
     ) -> upstream.Call:
+        """Args: moved: called after each piece, for whoever watches over silence."""
+        self._moved = moved
         self._call = pool.open(address, head, receiver, self)
         return self._call
 
@@ -140,6 +150,7 @@ class Pump:
             return
         data = self._next()
         call.write(data, last=not self._pieces)
+        self._moved()
         if self._pieces and not self._full:
             self._soon()
 
@@ -155,6 +166,10 @@ class Pump:
         else:
             del self._pieces[0]
         return data
+
+
+def _nothing() -> None:
+    pass
 
 
 Payload = bytes | tuple[bytes, Pump]

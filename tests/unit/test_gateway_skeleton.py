@@ -79,6 +79,15 @@ def test_an_image_of_megabytes_leaves_a_skeleton_of_hundreds_of_bytes(piece: int
     assert b"data:image/png;base64,iVBOR" in translated(small)
 
 
+def test_a_long_prompt_weighs_what_it_holds_and_an_image_does_not() -> None:
+    """By its weight the time to its first token is estimated."""
+    prompt = json.dumps({"prompt": "once upon a time " * 100_000}).encode()
+    image = json.dumps({"images": [base64.b64encode(bytes(3_000_000)).decode()]}).encode()
+    for text, least, most in ((prompt, 1_600_000, 1_800_000), (image, 1000, 5000)):
+        skeleton, _ = skeleton_of(text, 65536)
+        assert least < skeleton.size + skeleton.weight < most
+
+
 def test_nobody_can_guess_a_mark() -> None:
     text = b'{"a":"' + b"x" * LONG + b'"}'
     (one, first), (two, second) = skeleton_of(text, 9999), skeleton_of(text, 9999)
