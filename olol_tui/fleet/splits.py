@@ -34,6 +34,8 @@ log = logging.getLogger("olol.fleet.splits")
 
 LOAD_TIMEOUT_S = 1800.0
 """Tensors of a huge model travel a slow network the first time."""
+IDLE_TIMEOUT_S = 120.0
+"""For requests that a model began while its memory was being planned for."""
 LOST_GRACE_S = 3.0
 """A node that is lost for so long is planned around."""
 REPLAN_EVERY_S = 10.0
@@ -327,11 +329,25 @@ class Splits:
         self.look(self._desk.now_s())
 
     async def _evict(self, report: Report, victim: Victim) -> None:
-        report.say(f"unloading {victim.model} from {victim.node}/{victim.device.label}")
-        if victim.engine.kind in RUNNERS:
-            await self._runners.stop(report, victim.engine)
-        else:
-            await self._residency.unload(report, victim.engine.id, victim.model)
+        """Unload an idle model. What a client began in the meantime ends first."""
+        where = f"{victim.node}/{victim.device.label}"
+        report.say(f"unloading {victim.model} from {where}")
+        engine = victim.engine
+
+        def idle() -> bool | None:
+            return True if victim.model not in self._desk.busy(engine.id) else None
+
+        with self._desk.wishes.paused([engine.id]):
+            try:
+                await self._desk.until(idle, IDLE_TIMEOUT_S)
+            except TimeoutError:
+                raise PlacementError(
+                    f"{victim.model} on {where} does not become idle to make room"
+                ) from None
+            if engine.kind in RUNNERS:
+                await self._runners.stop(report, engine)
+            else:
+                await self._residency.unload(report, engine.id, victim.model)
 
     async def _ready(self, report: Report, wish: SplitWish) -> str:
         """Wait until it answers; returns where it lies.
