@@ -81,6 +81,11 @@ async def test_a_split_is_made_mended_and_given_back(tmp_path: Path, config: Clu
     async with rig(tmp_path / "state", config) as fleet:
         await connected(fleet)
         assert fleet.fleet.split_rules == {MODEL: "always"}
+        foreseen = await fleet.controller.fit(MODEL)
+        assert [(one.where, one.layers, one.is_worker) for one in foreseen.shares] == [
+            ("local/cpu", 2, True)
+        ]
+        assert not fleet.fleet.splits, "asking changes nothing"
         assert fleet.controller.launch_split(MODEL) == SPLIT
         assert fleet.controller.launch_split("Tiny:1B") == SPLIT
         split = await ready(fleet)
