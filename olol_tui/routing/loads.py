@@ -13,6 +13,7 @@ from olol_tui.routing.decision import NOBODY, Ask, Candidate, Decision, Occupanc
 from olol_tui.routing.roster import Roster, Seat
 from olol_tui.routing.speeds import Speeds
 from olol_tui.routing.survey import Survey, prefill_s
+from olol_tui.units import format_size
 
 LOAD_TIE = 1.3
 """Times within this factor count as equal: they are estimates."""
@@ -93,6 +94,9 @@ def offers(
     made: list[Offer] = []
     for seat in (*found.cold, *found.small):
         if seat.fits is False:
+            needs, has = format_size(seat.need_bytes), format_size(seat.vram_bytes or 0)
+            reason = f"the model needs {needs}, the device has {has}"
+            found.rejected.append(Rejection(seat.where, reason))
             continue
         other = next((m for key, m in busy.loads if key == seat.key and m != ask.model), "")
         if other:
@@ -139,7 +143,7 @@ def _offer(
             chosen.append(one)
     freed = sum(harm.size_bytes for harm in chosen)
     if freed < missing:
-        return f"{missing - freed:,} bytes short: what is loaded there is busy or pinned"
+        return f"{format_size(missing - freed)} short: what is loaded there is busy or pinned"
     for one in reversed(chosen[:-1]):
         # What was taken before a bigger one came may not be needed beside it.
         if freed - one.size_bytes >= missing:

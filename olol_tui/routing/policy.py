@@ -62,12 +62,13 @@ def expected(
     least_s = min(c.prefill_s for c in candidates)
     better = _worth_waiting(ask, found, least_s, busy, speeds, waiting)
     if better is not None:
+        note = f", {better.note}" if better.note else ""
         reason = (
-            f"waiting {better.wait_s:.2f} s for a slot on {better.seat.where}: "
+            f"waiting {better.wait_s:.2f} s for a slot on {better.seat.where}{note}: "
             f"its first token comes sooner"
         )
         return Decision(
-            "wait", None, (better, *candidates), tuple(found.rejected), reason, picky=True
+            "wait", better.seat, (better, *candidates), tuple(found.rejected), reason, picky=True
         )
     limit_s = max(LOAD_TIE * least_s, least_s + PREFILL_TIE_S)
     fastest = max(speeds.faster(c.seat.key) for c in candidates) if len(candidates) > 1 else 1.0

@@ -171,7 +171,10 @@ def test_it_waits_for_its_cache_until_that_costs_more_than_the_prefill() -> None
     eager.runs("b", HOT, 8)
     decision = eager.decide(prompt_tokens=2048, prefix=LONG)
     assert (decision.action, decision.picky) == ("wait", True)
-    assert decision.reason == ("waiting 0.50 s for a slot on b/gpu0: its first token comes sooner")
+    assert decision.reason == (
+        "waiting 0.50 s for a slot on b/gpu0, prompt cached up to 2,048 tokens: "
+        "its first token comes sooner"
+    )
 
 
 def test_a_model_that_was_hot_shrinks_again_only_after_a_while() -> None:
@@ -226,3 +229,11 @@ def test_sticky_waits_for_its_engine_and_moves_only_when_that_is_out() -> None:
     moved = here.decide(policy="sticky", client="ann").seat
     assert moved is not None
     assert moved.node != first.node
+
+
+def test_what_a_device_cannot_hold_is_said() -> None:
+    decision = Here((gpu("a", HOT), gpu("small", vram=4))).decide()
+    assert decision.action == "dispatch"
+    cold = Here((gpu("a"), gpu("small", vram=4))).decide()
+    assert cold.action == "load"
+    assert "not small/gpu0: the model needs 5.7 GiB, the device has 4 GiB" in cold.text
