@@ -59,6 +59,9 @@ def expected(
             ask, found, roster, busy, speeds, waiting=waiting, waited_s=waited_s, now_s=now_s
         )
     candidates = priced(ask, found.free, busy, speeds)
+    if len(candidates) == 1 and not found.full:
+        # Nothing to choose: the way of most requests, and there can be 10,000 a second.
+        return _dispatch(ask, candidates[0], candidates, found)
     least_s = min(c.prefill_s for c in candidates)
     better = _worth_waiting(ask, found, least_s, busy, speeds, waiting)
     if better is not None:
@@ -88,7 +91,11 @@ def expected(
 
     candidates = _needed(ask, found, candidates, rank, busy, now_s)
     best = min(candidates, key=rank) if len(candidates) > 1 else candidates[0]
-    reason = f"{best.seat.where} has {model} loaded and a free slot"
+    return _dispatch(ask, best, candidates, found)
+
+
+def _dispatch(ask: Ask, best: Candidate, candidates: list[Candidate], found: Survey) -> Decision:
+    reason = f"{best.seat.where} has {ask.model} loaded and a free slot"
     if best.note:
         reason += f", {best.note}"
     return Decision("dispatch", best.seat, tuple(candidates), tuple(found.rejected), reason)
