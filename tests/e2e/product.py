@@ -180,6 +180,11 @@ class Stream:
         return self.status == 200 and self.is_done and not self.error and not self.broken
 
     @property
+    def is_unhurt(self) -> bool:
+        """It goes on, or came to its own end."""
+        return self.is_whole or not self.ended.is_set()
+
+    @property
     def is_told_broken(self) -> bool:
         """It ended with an error line, and nothing says that this was all of the answer."""
         return bool(self.error) and not self.is_done

@@ -1,0 +1,273 @@
+"""The promises when a host's sshd ends, refuses, forbids or flaps, each with its number.
+
+Each fault befalls a host of its own, all at the same time and under streams; the tests look
+at the records. One host forbids every kind of forwarding from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from olol_tui.fleet.commands import Reconnect
+from olol_tui.fleet.snapshot import Fleet, Node
+from tests.e2e.cluster import Operator, is_up
+from tests.e2e.product import (
+    SUDDEN_S,
+    Client,
+    Product,
+    Stream,
+    agent_pids,
+    assert_told_broken,
+    config,
+    ends,
+    engine_pids,
+    pids,
+    product,
+    told,
+)
+from tests.e2e.streams import Watched
+from tests.lab import Lab
+
+pytestmark = pytest.mark.timeout(300)
+
+RESTARTED, REVOKED, FORBIDDEN, FLAPPING, WELL = "h1", "h2", "h3", "h4", "h5"
+REJOIN_S = 20.0
+QUIET_S = 5.0
+"""Long enough for a console that goes on trying to be seen at it."""
+FLAPS = 4
+FLAP_S = 3.0
+CONNECTIONS_A_FLAP = 8
+"""Two are used; the others may be those that the next flap cut while they were made."""
+RETRY_SHARE = 0.2
+RETRY_FLOOR = 3
+STREAMS = 20
+FEEDERS = 4
+CONSOLES = 30
+BOUND_S = 60.0
+
+
+@dataclass
+class Records:
+    restarted: list[Stream] = field(default_factory=list)
+    restarted_s: float = 0.0
+    rejoined_s: float = 0.0
+    revoked_state: str = ""
+    revoked_error: str = ""
+    attempts_while_revoked: int = 0
+    """Connections that sshd saw in `QUIET_S` after it had refused the key."""
+    readmitted_s: float = 0.0
+    forbidden: list[Stream] = field(default_factory=list)
+    """All streams on the host without forwarding."""
+    flapping: list[Stream] = field(default_factory=list)
+    fed: list[Stream] = field(default_factory=list)
+    """Chats that clients sent one after the other through all of it."""
+    retries: float = 0.0
+    requests: float = 0.0
+    connections_per_flap: float = 0.0
+    settled_s: float = 0.0
+    """From the last heal until the flapping host was back."""
+    before: dict[str, int | None] = field(default_factory=dict)
+    after: dict[str, int | None] = field(default_factory=dict)
+    processes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Agents and engines in the end, by the hosts' own account."""
+    consoles_s: float = 0.0
+    consoles_up: int = 0
+
+
+class Scenario:
+    """Everything that happens, some of it side by side; one change of the lab at a time."""
+
+    def __init__(self, served: Product, ops: Operator, client: Client) -> None:
+        self.records = Records()
+        self._hosts = served.lab.hosts
+        self._ops = ops
+        self._client = client
+        self._lab = asyncio.Lock()
+
+    async def run(self) -> Records:
+        records = self.records
+        records.before = pids(self._ops)
+        stop = asyncio.Event()
+        async with self._client.streams(STREAMS) as streams:
+            feeders = [asyncio.create_task(self._feed(stop)) for _ in range(FEEDERS)]
+            by_host = {name: [s for s in streams if s.host == name] for name in self._hosts}
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._restart_sshd(by_host[RESTARTED]))
+                tasks.create_task(self._revoke())
+                tasks.create_task(self._flap(by_host[FLAPPING]))
+            stop.set()
+            await asyncio.gather(*feeders)
+            records.forbidden = by_host[FORBIDDEN]
+            records.forbidden += [one for one in records.fed if one.host == FORBIDDEN]
+        counted = (await self._client.http.get("/metrics")).text
+        records.retries = total(counted, "olol_retries_total")
+        records.requests = total(counted, "olol_requests_total")
+        records.after = pids(self._ops)
+        for name, host in self._hosts.items():
+            records.processes[name] = (len(agent_pids(host)), len(engine_pids(host)))
+        return records
+
+    async def _feed(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            self.records.fed.append(await self._client.chat(5))
+
+    async def _on(self, name: str, command: str) -> str:
+        async with self._lab:
+            done = await asyncio.to_thread(self._hosts[name].exec, command, "root", check=False)
+        return done.stdout
+
+    async def _back(self, name: str, since_s: float) -> float:
+        """The moment at which it was ready again, with news from after `since_s`."""
+        await self._ops.until(is_back(name, since_s))
+        return time.monotonic()
+
+    async def _restart_sshd(self, streams: list[Stream]) -> None:
+        """The listening sshd and that of every session; the lab's init starts the former again."""
+        self.records.restarted = streams
+        at_s = time.monotonic()
+        await self._on(RESTARTED, "kill -9 $(pgrep -x sshd)")
+        await ends(streams)
+        last_s = max(stream.ended_s for stream in streams)
+        self.records.restarted_s = last_s - at_s
+        self.records.rejoined_s = await self._back(RESTARTED, last_s) - at_s
+
+    async def _revoke(self) -> None:
+        keys = "/home/ops/.ssh/authorized_keys"
+        await self._on(REVOKED, f"mv {keys} {keys}.away; pkill -KILL -f 'sshd: [o]ps'")
+        fleet = await self._ops.until(lambda f: "accepted no key" in node_of(f, REVOKED).error)
+        self.records.revoked_state = node_of(fleet, REVOKED).state
+        self.records.revoked_error = node_of(fleet, REVOKED).error
+        seen = await self._connections(REVOKED)
+        await asyncio.sleep(QUIET_S)
+        self.records.attempts_while_revoked = await self._connections(REVOKED) - seen
+        await self._on(REVOKED, f"mv {keys}.away {keys}")
+        at_s = time.monotonic()
+        await self._ops.link.submit(Reconnect(REVOKED))
+        self.records.readmitted_s = await self._back(REVOKED, at_s) - at_s
+
+    async def _flap(self, streams: list[Stream]) -> None:
+        host = self._hosts[FLAPPING]
+        self.records.flapping = streams
+        seen = await self._connections(FLAPPING)
+        for flap in range(FLAPS):
+            if flap:
+                await asyncio.sleep(FLAP_S)
+            async with self._lab:
+                await asyncio.to_thread(host.cut, "rst")
+            await asyncio.sleep(FLAP_S)
+            async with self._lab:
+                await asyncio.to_thread(host.heal)
+            healed_s = time.monotonic()
+        self.records.settled_s = await self._back(FLAPPING, healed_s) - healed_s
+        made = await self._connections(FLAPPING) - seen
+        self.records.connections_per_flap = made / FLAPS
+
+    async def _connections(self, name: str) -> int:
+        """How many connections the host's sshd has seen."""
+        return int(await self._on(name, "grep -c '^Connection from' /var/log/sshd.log"))
+
+
+def node_of(fleet: Fleet, name: str) -> Node:
+    node = fleet.node(name)
+    assert node is not None
+    return node
+
+
+def is_back(name: str, since_s: float) -> Callable[[Fleet], bool]:
+    def check(fleet: Fleet) -> bool:
+        # The fleet's clock is this machine's.
+        node = node_of(fleet, name)
+        return is_up(node) and not node.stale and (node.last_contact_s or 0.0) > since_s
+
+    return check
+
+
+def total(metrics: str, name: str) -> float:
+    found = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", metrics, re.MULTILINE)
+    return sum(map(float, found))
+
+
+async def storm(lab: Lab, place: Path, records: Records) -> None:
+    """Thirty consoles come to one host at the same moment; sshd drops at random beyond ten."""
+    began_s = time.monotonic()
+    consoles = [Watched(lab, WELL, place / str(n)) for n in range(CONSOLES)]
+
+    async def come(one: Watched) -> None:
+        async with one.link, asyncio.timeout(BOUND_S):
+            one.link.start()
+            await one.reaches("up")
+            records.consoles_up += 1
+
+    await asyncio.gather(*(come(one) for one in consoles))
+    records.consoles_s = time.monotonic() - began_s
+
+
+@pytest.fixture(scope="module")
+def records(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
+    place = tmp_path_factory.mktemp("sshd")
+
+    async def all_of_it(served: Product) -> Records:
+        async with served.opened() as (ops, client):
+            records = await Scenario(served, ops, client).run()
+            await storm(served.lab, place / "consoles", records)
+            return records
+
+    with Lab(5, disk="48m") as lab:
+        lab.hosts[FORBIDDEN].sshd_config("DisableForwarding yes")
+        with product(lab, place, config(lab.hosts)) as served:
+            yield asyncio.run(all_of_it(served))
+
+
+def test_f18_a_killed_sshd_costs_its_streams_and_is_back(records: Records) -> None:
+    told("F18 sshd killed: last stream", records.restarted_s, SUDDEN_S)
+    told("F18 sshd killed: rejoined", records.rejoined_s, REJOIN_S)
+    assert_told_broken(records.restarted, "F18")
+    assert records.restarted_s <= SUDDEN_S
+    assert records.rejoined_s <= REJOIN_S
+
+
+def test_f18_a_refused_key_is_not_offered_again_until_somebody_says_so(records: Records) -> None:
+    told("F18 key taken away: no attempt in", QUIET_S, QUIET_S, records.revoked_state)
+    assert "ops" in records.revoked_error
+    assert records.revoked_state != "ready"
+    assert records.attempts_while_revoked == 0
+    told("F18 key given back: rejoined", records.readmitted_s, REJOIN_S)
+    assert records.readmitted_s <= REJOIN_S
+
+
+def test_f18_thirty_consoles_at_once_get_in(records: Records) -> None:
+    told(f"F18 {CONSOLES} consoles at once", records.consoles_s, BOUND_S)
+    assert records.consoles_up == CONSOLES
+
+
+def test_f19_without_forwarding_everything_goes_through_sessions(records: Records) -> None:
+    whole = [one for one in records.forbidden if one.is_whole]
+    assert whole
+    for one in records.forbidden:
+        assert one.is_unhurt, str(one)
+
+
+def test_f22_a_flapping_host_starts_no_storm(records: Records) -> None:
+    told("F22 flapping: settled", records.settled_s, REJOIN_S)
+    print(f"  {records.retries:.0f} retries, {records.requests:.0f} requests")
+    print(f"  {records.connections_per_flap:.1f} connections a flap")
+    assert records.settled_s <= REJOIN_S
+    assert records.retries <= max(RETRY_FLOOR, RETRY_SHARE * records.requests)
+    assert records.connections_per_flap <= CONNECTIONS_A_FLAP
+    assert_told_broken(records.flapping, "F22")
+    assert len(records.fed) > FLAPS * FEEDERS, "the others served all the while"
+    for one in records.fed:
+        told_of_it = one.is_told_broken and one.host in (RESTARTED, REVOKED, FLAPPING)
+        assert one.is_whole or told_of_it, str(one)
+
+
+def test_engines_never_notice(records: Records) -> None:
+    assert records.after == records.before
+    assert set(records.processes.values()) == {(1, 1)}
