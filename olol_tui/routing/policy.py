@@ -22,7 +22,7 @@ from olol_tui.routing.decision import (
 from olol_tui.routing.loads import LOAD_TIE, load_or_wait
 from olol_tui.routing.roster import Roster, Seat
 from olol_tui.routing.speeds import Speeds
-from olol_tui.routing.survey import Survey, priced, survey
+from olol_tui.routing.survey import Survey, prefill_s, priced, survey
 
 __all__ = [
     "NOBODY", "POLICIES", "Ask", "Candidate", "Decision", "Occupancy", "Policy", "Rejection",
@@ -53,6 +53,11 @@ def expected(
     That is the wait for a slot, the load of a cold model, and the prefill that no cache
     covers. Ties go to the faster engine, then to the emptier, then to the one idle for longest.
     """
+    if len(seats) == 1 and _is_plain(ask, seats[0], busy):
+        # Nothing to choose, and there can be 10,000 of these a second.
+        seat = seats[0]
+        only = Candidate(seat, 0.0, 0.0, prefill_s(ask, seat, speeds))
+        return _dispatch(ask, only, (only,), ())
     found = survey(ask, seats, busy)
     if not found.free:
         return load_or_wait(
@@ -60,8 +65,7 @@ def expected(
         )
     candidates = priced(ask, found.free, busy, speeds)
     if len(candidates) == 1 and not found.full:
-        # Nothing to choose: the way of most requests, and there can be 10,000 a second.
-        return _dispatch(ask, candidates[0], candidates, found)
+        return _dispatch(ask, candidates[0], tuple(candidates), tuple(found.rejected))
     least_s = min(c.prefill_s for c in candidates)
     better = _worth_waiting(ask, found, least_s, busy, speeds, waiting)
     if better is not None:
@@ -91,14 +95,27 @@ def expected(
 
     candidates = _needed(ask, found, candidates, rank, busy, now_s)
     best = min(candidates, key=rank) if len(candidates) > 1 else candidates[0]
-    return _dispatch(ask, best, candidates, found)
+    return _dispatch(ask, best, tuple(candidates), tuple(found.rejected))
 
 
-def _dispatch(ask: Ask, best: Candidate, candidates: list[Candidate], found: Survey) -> Decision:
+def _is_plain(ask: Ask, seat: Seat, busy: Occupancy) -> bool:
+    """The model is there with a free slot, and nothing else has to be looked at."""
+    return (
+        seat.warm
+        and not seat.refused
+        and busy.running.get((seat.key, ask.model), 0) < seat.slots
+        and ask.num_ctx is None
+        and not (ask.prefix or ask.exclude or busy.claims or busy.loads or busy.leaving)
+    )
+
+
+def _dispatch(
+    ask: Ask, best: Candidate, candidates: tuple[Candidate, ...], rejected: tuple[Rejection, ...]
+) -> Decision:
     reason = f"{best.seat.where} has {ask.model} loaded and a free slot"
     if best.note:
         reason += f", {best.note}"
-    return Decision("dispatch", best.seat, tuple(candidates), tuple(found.rejected), reason)
+    return Decision("dispatch", best.seat, candidates, rejected, reason)
 
 
 def _needed(
