@@ -150,6 +150,8 @@ class Stream:
 
     began_s: float = 0.0
     first_s: float = 0.0
+    last_s: float = 0.0
+    """When the latest line came."""
     ended_s: float = 0.0
     status: int = 0
     engine: str = ""
@@ -240,7 +242,8 @@ class Client:
                 stream.engine = reply.headers.get("x-olol-engine", "")
                 stream.why = reply.headers.get("x-olol-why", "")
                 async for line in reply.aiter_lines():
-                    stream.first_s = stream.first_s or time.monotonic()
+                    stream.last_s = time.monotonic()
+                    stream.first_s = stream.first_s or stream.last_s
                     stream.lines.append(json.loads(line))
                     stream.began.set()
             stream.clean_end = True
