@@ -93,6 +93,7 @@ SHOTS: tuple[Shot, ...] = (
     ),
     Shot("placement", sample.panes_fleet, (120, 36), PLAN_KEYS),
     Shot("placement-small", sample.panes_fleet, (80, 24), PLAN_KEYS),
+    Shot("split", sample.split_fleet, (120, 36), ("2", *["down"] * 3, "right", "right")),
     Shot("help", sample.panes_fleet, (120, 36), ("question_mark",)),
     Shot("fleet-light", sample.panes_fleet, (120, 36), ("right",), "olol-light"),
     Shot("fleet-small", sample.panes_fleet, (80, 24), ("down",)),

@@ -31,6 +31,8 @@ from olol_tui.fleet.snapshot import (
     Node,
     Operation,
     Pin,
+    Split,
+    SplitPart,
 )
 
 
@@ -121,6 +123,59 @@ def panes_fleet(at_s: float = 300.0) -> Fleet:
         ),
         alerts=(Alert("warning", "n02/gpu0", "84C, limit 83C: throttled", at_s - 124),),
     )
+
+
+def split_fleet(at_s: float = 300.0) -> Fleet:
+    """The same two nodes, with one model over three GPUs."""
+    base = panes_fleet(at_s)
+    name, layers = "llama3.1:405b", 126
+
+    def part(node: Node, index: int, count: int, gib: int, *, head: bool = False) -> SplitPart:
+        device = node.devices[index]
+        return SplitPart(
+            node=node.name,
+            device=device.uuid,
+            label=device.label,
+            layers=count,
+            has_output=head,
+            planned_bytes=gib * GIB,
+            engine="" if head else f"{node.name}/rpc-{device.label}",
+            road="" if head else "loopback" if node.name == "n01" else "ssh",
+            state="ready",
+            real_layers=count,
+            weights_bytes=(gib - 5) * GIB,
+            kv_bytes=4 * GIB,
+            compute_bytes=GIB // 2,
+        )
+
+    first, second = base.nodes
+    parts = (part(second, 3, 42, 90), part(first, 2, 42, 90), part(first, 3, 42, 93, head=True))
+    split = Split(
+        id=f"split/{name}",
+        model=name,
+        state="ready",
+        node="n01",
+        engine=f"n01/split-{name}",
+        parts=parts,
+        num_ctx=8192,
+        since_s=at_s - 340,
+        tokens_factor=0.71,
+        reason=f"{layers} layers fit no GPU alone; three are the fewest",
+    )
+    taken = {(p.node, p.device): p.real_bytes or 0 for p in parts}
+
+    def filled(node: Node) -> Node:
+        freed = {uuid for host, uuid in taken if host == node.name}
+        engines = tuple(
+            replace(e, loaded=()) if freed & set(e.devices) else e for e in node.engines
+        )
+        devices = tuple(
+            replace(d, used_bytes=taken[node.name, d.uuid] + GIB) if d.uuid in freed else d
+            for d in node.devices
+        )
+        return replace(node, devices=devices, engines=engines)
+
+    return replace(base, nodes=(filled(first), filled(second)), splits=(split,), operations=())
 
 
 def list_fleet(at_s: float = 300.0, nodes: int = 8, gpus: int = 8) -> Fleet:

@@ -69,6 +69,9 @@ def model_rows(fleet: Fleet) -> list[ModelRow]:
                 measured[name] = max(measured.get(name, 0), taken)
             for loading in engine.loading:
                 replicas.setdefault(canonical(loading.name), 0)
+    for split in fleet.splits:
+        name = canonical(split.model)
+        replicas[name] = replicas.get(name, 0) + (split.state == "ready")
     loads = {canonical(load.model): load for load in fleet.gateway.models}
     rows: list[ModelRow] = []
     for name in sorted(entries.keys() | replicas.keys()):

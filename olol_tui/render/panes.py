@@ -166,7 +166,7 @@ def resident_row(resident: Resident, width: int, palette: Palette) -> Line:
     if resident.of_layers:
         mark = f"{' ◆' if resident.is_head else ' '}{resident.layers}/{resident.of_layers}L"
     name = short_model(resident.name)
-    name = fit(name, min(cells(name), max(4, width - 4 - len(held) - len(mark))))
+    name = fit(name, min(cells(name), max(4, width - 5 - len(held) - len(mark))))
     row.put("  ").put(name, palette.base).put(mark, palette.pinned)
     if resident.spilled:
         row.put(" cpu", palette.warn)

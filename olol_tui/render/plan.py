@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from olol_tui.models.names import canonical
-from olol_tui.render.box import boxed, memory_change, paragraph
+from olol_tui.render.box import boxed, facts, memory_change, paragraph
+from olol_tui.render.details import split_facts
 from olol_tui.render.fit import Fit, judge_on
 from olol_tui.render.line import Frame, Line, Row, beside, blank
 from olol_tui.render.matrix import ModelRow
@@ -112,9 +113,12 @@ def draw_cell(
     scene: Scene, model: ModelRow, tile: Tile, width: int, rows: int, p: Palette
 ) -> list[Line]:
     """What is, or would be, if the model were on the device."""
+    resident = resident_at(scene, model.name, tile.key)
+    split = next((s for s in scene.fleet.splits if canonical(s.model) == model.name), None)
+    if split is not None and resident is not None and resident.of_layers:
+        return facts(split_facts(split), width, p)[:rows]
     fit = judge_on(model.name, tile, scene.fleet)
     lines = [_memory_line(fit, tile, width, p)]
-    resident = resident_at(scene, model.name, tile.key)
     if resident is not None and not resident.loading:
         running = running_on(scene, model.name, tile)
         row = Row(width, p.base).put("■ resident", p.ok)

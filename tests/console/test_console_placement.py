@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from olol_tui.console.sample import list_fleet, panes_fleet
+from olol_tui.console.sample import list_fleet, panes_fleet, split_fleet
 from olol_tui.fleet.commands import Move, Place, SetPin, Unload
 from olol_tui.fleet.snapshot import Fleet
 from tests.console.fake_link import NOW_S, FakeLink, running, shown
@@ -155,3 +155,20 @@ async def test_read_only_looks_but_plans_nothing() -> None:
         await pilot.press("2", "p", "a")
         assert "Plan: 1" not in shown(app)
         assert link.commands == []
+
+
+async def test_a_split_is_one_model_over_its_devices_and_goes_as_a_whole() -> None:
+    async with running(split_fleet(NOW_S)) as (pilot, app, link):
+        await pilot.press("2", *["down"] * 3, "right", "right")
+        text = shown(app)
+        assert "llama3.1:405b: ready, 3 devices, head n01" in text
+        assert "42 layers + output: 92G of 93G planned" in text
+        assert row_of(text, "▶ llama3.1:405b").split()[3] == "1", "one replica"
+        await pilot.press("m", "P")
+        await pilot.pause()
+        assert "nothing is planned" in shown(app)
+        await pilot.press("u", "a", "enter")
+        await pilot.pause()
+        assert link.commands == [
+            Unload(model="llama3.1:405b", node="n01", device=uuid(link, "n01", "gpu2"))
+        ]

@@ -290,10 +290,21 @@ class MatrixView(RowsView):
             words = f"{clean(model.name)} is not on {clean(tile.label)}: p places it there"
             self.host.say(words, severity="warning")
             return
+        if kind != "unload" and self._is_split(model, tile):
+            return
         if kind == "unload":
             self._toggle(Change("unload", model.name, tile.key))
         else:
             self._toggle(Change("pin" if kind == "pin" else "unpin", model.name, tile.key))
+
+    def _is_split(self, model: ModelRow, tile: Tile) -> bool:
+        """Says so when only a part of the model is here: its devices are planned as a whole."""
+        resident = resident_at(self.scene, model.name, tile.key)
+        if resident is None or not resident.of_layers:
+            return False
+        words = f"{clean(model.name)} is split over several devices: it is planned as a whole"
+        self.host.say(words, severity="warning")
+        return True
 
     def do_move_model(self) -> None:
         here = self.current()
@@ -304,6 +315,8 @@ class MatrixView(RowsView):
         if resident is None or resident.loading:
             words = f"{clean(model.name)} is not loaded on {clean(tile.label)}"
             self.host.say(words, severity="warning")
+        elif self._is_split(model, tile):
+            return
         elif len(self.scene.tiles) < 2:
             self.host.say("there is no other device to move to", severity="warning")
         else:
