@@ -7,7 +7,8 @@ one error frame and no proper end. A client that leaves says nothing about its e
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+
+from msgspec import structs
 
 from olol_tui.gateway.lifecycle import Lifecycle
 from olol_tui.routing.patience import Patience
@@ -166,6 +167,6 @@ class Failover(Lifecycle):
             record.first_s = None
         log.warning("retry", extra={"request": record.id, "model": ask.model, "reason": reason})
         self._give_back()
-        again = replace(ask, exclude=ask.exclude | exclude)
+        again = structs.replace(ask, exclude=ask.exclude | exclude)
         self.ticket = self.ticket.retried(again, gateway.now())
         gateway.dispatcher.enqueue(self)

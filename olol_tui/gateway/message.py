@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs
+
+import msgspec
 
 if TYPE_CHECKING:
     from olol_tui.gateway.http import HttpConnection
@@ -94,8 +96,7 @@ class App(Protocol):
     def closed(self, connection: HttpConnection) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One parsed request; its body is complete unless it is streamed."""
 
     method: bytes
@@ -105,7 +106,7 @@ class Request:
     body: bytes = b""
     http11: bool = True
     keep_alive: bool = True
-    parts: list[bytes | bytearray] = field(default_factory=list)
+    parts: list[bytes | bytearray] = []
     size: int = 0
     spool: Spool | None = None
     """Where a large body is; then `body` is its skeleton."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from olol_tui.fleet.snapshot import Request, RequestState
 from olol_tui.routing.decision import Decision
 from olol_tui.routing.outlook import Place
@@ -25,8 +27,7 @@ _LIVE_SHOWN = 200
 _FINAL_FOR_S = 2.0
 
 
-@dataclass(slots=True, eq=False)
-class Record:
+class Record(msgspec.Struct, eq=False):
     """One client call, as it goes. Times are loop seconds."""
 
     id: str

@@ -1,7 +1,8 @@
 """What a policy is asked, what it may look at, and what it answers. Pure.
 
 A policy is any function of the type `Policy`: the queue calls it for the head of a model's
-line and carries out what it says.
+line and carries out what it says. What is made for every request is a struct of msgspec: a
+frozen dataclass takes several times as long to make.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
+import msgspec
+
 from olol_tui.routing.demand import Demand
 from olol_tui.routing.prefix import Prefixes
 from olol_tui.routing.roster import Roster, Seat
@@ -19,8 +22,7 @@ from olol_tui.routing.speeds import Speeds
 NOBODY = "no engine can take it now"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What a client wants, as far as routing cares."""
 
     model: str
@@ -38,8 +40,7 @@ class Ask:
     """True: over several devices; False: on one; None: as the model's rule says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """One seat that may serve, and what it would cost the client. Seconds."""
 
     seat: Seat
@@ -62,16 +63,14 @@ class Candidate:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(msgspec.Struct, frozen=True):
     where: str
     reason: str
     final: bool = False
     """Waiting will not change it."""
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, dict=True):
     """What to do with the head of a model's queue."""
 
     action: Literal["dispatch", "load", "wait", "fail"]

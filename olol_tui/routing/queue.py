@@ -12,6 +12,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from olol_tui.routing.books import Books
 from olol_tui.routing.decision import NOBODY, Decision, Occupancy, Policy
 from olol_tui.routing.ejection import Ejection
@@ -294,10 +296,10 @@ class Queue:
             now_s=now_s,
         )
         if note and decision.seat is not None:
-            decision = replace(decision, reason=f"{decision.reason} ({note})")
+            decision = structs.replace(decision, reason=f"{decision.reason} ({note})")
         elif decision.reason == NOBODY and any(seat.key in self.books.claims for seat in seats):
             # That ends by itself: it is a queue, and not an outage.
-            decision = replace(decision, reason=_MAKES_ROOM)
+            decision = structs.replace(decision, reason=_MAKES_ROOM)
         return decision
 
     def _restrain(self, ticket: Ticket, line: Line, decision: Decision, now_s: float) -> Decision:
@@ -307,7 +309,7 @@ class Queue:
             return decision
         if self.room.queued == self.room.batch or now_s - line.served_s >= BATCH_TURN_S:
             return decision
-        return replace(decision, action="wait", seat=None, claim="", reason=_BATCH_WAITS)
+        return structs.replace(decision, action="wait", seat=None, claim="", reason=_BATCH_WAITS)
 
     def _load(self, ticket: Ticket, seat: Seat, decision: Decision, now_s: float) -> Load:
         self.books.load_began(seat, ticket.ask.model, decision, now_s)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from olol_tui.routing.decision import Ask, Decision
 from olol_tui.routing.roster import Seat
@@ -28,8 +29,7 @@ class Terms(NamedTuple):
 PLAIN = Terms()
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One request on its way through the queue."""
 
     ask: Ask
@@ -77,8 +77,7 @@ class Ticket:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(msgspec.Struct, frozen=True):
     """Send this request to this seat now; its slot is taken."""
 
     ticket: Ticket
@@ -86,8 +85,7 @@ class Dispatch:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """Make the model resident at this seat; report with `load_ended`."""
 
     seat: Seat
@@ -96,16 +94,14 @@ class Load:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """No engine will ever serve this one."""
 
     ticket: Ticket
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class Expire:
+class Expire(msgspec.Struct, frozen=True):
     """Its deadline passed while it waited."""
 
     ticket: Ticket

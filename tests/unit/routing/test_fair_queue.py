@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from olol_tui.fleet.snapshot import Fleet
 from olol_tui.routing.decision import Ask
@@ -448,7 +449,7 @@ def test_room_is_made_for_a_request_that_lost_its_engine() -> None:
     exclude = frozenset({lost.engines[0].id + "#1"})
     queue.release(one, 1.0)
     left = Roster(Fleet(nodes=(other,)), {})
-    again = one.retried(replace(one.ask, exclude=exclude), 1.0)
+    again = one.retried(structs.replace(one.ask, exclude=exclude), 1.0)
     assert queue.submit(again, left, 1.0) == []
     assert queue.pump_all(left, 200.0) == []
     assert queue.books.claims == {"n/simulated-gpu0": A}
