@@ -7,7 +7,7 @@ reasons. `routing.queue` is its only caller.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import ceil
+from math import ceil, inf
 
 from olol_tui.routing import simple
 from olol_tui.routing.decision import (
@@ -58,6 +58,8 @@ def expected(
         seat = seats[0]
         only = Candidate(seat, 0.0, 0.0, prefill_s(ask, seat, speeds))
         return _dispatch(ask, only, (only,), ())
+    if len(seats) > 1 and (chosen := _at_a_glance(ask, seats, busy, speeds, now_s)) is not None:
+        return chosen
     found = survey(ask, seats, busy)
     if not found.free:
         return load_or_wait(
@@ -107,6 +109,42 @@ def _is_plain(ask: Ask, seat: Seat, busy: Occupancy) -> bool:
         and ask.num_ctx is None
         and not (ask.prefix or ask.exclude or busy.claims or busy.loads or busy.leaving)
     )
+
+
+def _at_a_glance(
+    ask: Ask, seats: tuple[Seat, ...], busy: Occupancy, speeds: Speeds, now_s: float
+) -> Decision | None:
+    """What `expected` comes to where every seat is plain, equally near and wanted; else None.
+
+    The same order without its general case: of several seats that takes longer than the rest
+    of the queue together.
+    """
+    model, count = ask.model, len(seats)
+    if ceil(busy.demand.peak(model, now_s) - 0.05) < count:
+        return None
+    candidates = []
+    least_s, most_s = inf, 0.0
+    slowest, fastest = inf, 0.0
+    for seat in seats:
+        if not _is_plain(ask, seat, busy):
+            return None
+        prefill = prefill_s(ask, seat, speeds)
+        pace = speeds.faster(seat.key)
+        least_s = prefill if prefill < least_s else least_s
+        most_s = prefill if prefill > most_s else most_s
+        slowest = pace if pace < slowest else slowest
+        fastest = pace if pace > fastest else fastest
+        candidates.append(Candidate(seat, 0.0, 0.0, prefill))
+    if most_s > max(LOAD_TIE * least_s, least_s + PREFILL_TIE_S) or slowest * PACE_TIE < fastest:
+        return None
+    best, lowest = candidates[0], (inf, 0.0)
+    for one in candidates:
+        key = one.seat.key
+        fill = (busy.by_engine.get(key, 0) + 1) / one.seat.share
+        rank = (fill, busy.last_used.get((key, model), 0.0))
+        if rank < lowest:
+            best, lowest = one, rank
+    return _dispatch(ask, best, tuple(candidates), ())
 
 
 def _dispatch(
