@@ -61,9 +61,8 @@ def models(
         return {"models": list(found.values()), "errors": errors}
     for name, path, template in package_models():
         _add(found, errors, str(path), name, template)
-    for model in store_models(store, errors):
-        found.setdefault(str(model["name"]), model)
-    return {"models": list(found.values()), "errors": errors}
+    # Beside a file of the same name, not behind it: an engine can use only one of the two.
+    return {"models": [*found.values(), *store_models(store, errors)], "errors": errors}
 
 
 def package_models() -> list[tuple[str, Path, str]]:

@@ -92,6 +92,16 @@ def test_a_half_written_manifest_hides_nothing_else(tmp_path: Path) -> None:
     assert any(str(bad) in error for error in errors)
 
 
+def test_a_file_does_not_hide_a_model_of_the_store_with_its_name(tmp_path: Path) -> None:
+    """Ollama's engines know only the store: hidden, what was just pulled could not be used."""
+    given = write_gguf(tmp_path / "x.gguf")
+    store = tmp_path / "store"
+    pull(store, "registry.ollama.ai/library/mine/1b", given.read_bytes(), CONFIG)
+    wanted = {"store": str(store), "files": [{"name": "mine:1b", "path": str(given)}]}
+    paths = [m["path"] for m in models(wanted)["models"] if m["name"] == "mine:1b"]
+    assert paths == [str(given), ""]
+
+
 def test_no_store_is_no_error(tmp_path: Path) -> None:
     assert ask(tmp_path) == ({}, [])
 
