@@ -43,6 +43,9 @@ def library(fleet: Fleet) -> dict[str, Model]:
             if key not in found or model.modified_at > found[key].modified_at:
                 found[key] = model
     for _, engine in _engines(fleet):
+        if engine.kind != "endpoint":
+            # What a store of ours no longer has was deleted, and only waits to be unloaded.
+            continue
         for loaded in engine.loaded:
             key = canonical(loaded.name)
             if key not in found:

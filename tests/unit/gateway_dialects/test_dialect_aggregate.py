@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -133,6 +134,11 @@ def test_tags_are_the_union_by_name_with_the_newest_version_and_exact_fields():
         "capabilities": ["completion", "tools", "thinking"],
     }
     assert listed[2]["modified_at"] == aggregate.ZERO_TIME
+
+
+def test_what_was_deleted_is_not_listed_while_it_is_still_loaded():
+    nodes = tuple(replace(node, library=()) for node in FLEET.nodes)
+    assert set(aggregate.library(replace(FLEET, nodes=nodes))) == {"me/secret:1b"}
 
 
 def test_ps_has_one_row_a_replica_with_its_place():
