@@ -31,26 +31,6 @@ SHORT = {"temperature": 0, "num_predict": 16}
 
 
 @pytest.fixture
-def service(client_service: Service) -> Service:
-    return client_service
-
-
-@pytest.fixture
-def native(service: Service) -> Iterator[ollama.Client]:
-    client = ollama.Client(host=service.url, timeout=REPLY_S)
-    yield client
-    client._client.close()
-
-
-@pytest.fixture
-def compatible(service: Service) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{service.url}/v1", api_key="any", timeout=REPLY_S, max_retries=0
-    ) as client:
-        yield client
-
-
-@pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=service.url, timeout=REPLY_S) as client:
         yield client

@@ -62,26 +62,6 @@ NO_SIGHT = "does not support vision"
 
 
 @pytest.fixture
-def service(client_service: Service) -> Service:
-    return client_service
-
-
-@pytest.fixture
-def native(service: Service) -> Iterator[ollama.Client]:
-    client = ollama.Client(host=service.url, timeout=REPLY_S)
-    yield client
-    client._client.close()
-
-
-@pytest.fixture
-def compatible(service: Service) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{service.url}/v1", api_key="any", timeout=REPLY_S, max_retries=0
-    ) as client:
-        yield client
-
-
-@pytest.fixture
 def messages(service: Service) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(
         base_url=service.url, api_key="any", timeout=REPLY_S, max_retries=0
