@@ -6,7 +6,7 @@ from textual.events import Key
 
 from olol_tui.console.dialogs.ask import CANCEL, Answer, Ask
 from olol_tui.console.dialogs.sheet import Sheet
-from olol_tui.console.staged import Change, Staged
+from olol_tui.console.staged import Change, Kind, Staged
 from olol_tui.console.views.base import Host
 from olol_tui.console.views.rows import RowsView
 from olol_tui.render.box import facts
@@ -281,7 +281,7 @@ class MatrixView(RowsView):
         found = None if here is None else resident_at(self.scene, here[0].name, here[1].key)
         self._toggle_resident("unpin" if found is not None and found.pinned else "pin")
 
-    def _toggle_resident(self, kind: str) -> None:
+    def _toggle_resident(self, kind: Kind) -> None:
         here = self.current()
         if here is None:
             return
@@ -290,12 +290,8 @@ class MatrixView(RowsView):
             words = f"{clean(model.name)} is not on {clean(tile.label)}: p places it there"
             self.host.say(words, severity="warning")
             return
-        if kind != "unload" and self._is_split(model, tile):
-            return
-        if kind == "unload":
-            self._toggle(Change("unload", model.name, tile.key))
-        else:
-            self._toggle(Change("pin" if kind == "pin" else "unpin", model.name, tile.key))
+        if kind == "unload" or not self._is_split(model, tile):
+            self._toggle(Change(kind, model.name, tile.key))
 
     def _is_split(self, model: ModelRow, tile: Tile) -> bool:
         """Says so when only a part of the model is here: its devices are planned as a whole."""

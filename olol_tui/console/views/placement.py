@@ -16,13 +16,14 @@ from olol_tui.console.dialogs.ask import CANCEL, Answer, Ask
 from olol_tui.console.dialogs.picker import Item, Picker
 from olol_tui.console.dialogs.sheet import Sheet
 from olol_tui.fleet.commands import Move, Place, SetPin, Unload
-from olol_tui.models.names import same
+from olol_tui.models.names import canonical
 from olol_tui.render.box import facts, memory_change, paragraph, place_row
 from olol_tui.render.details import tile_facts
 from olol_tui.render.fit import Fit, find_model, judge_on
 from olol_tui.render.line import Line, Row, blank
 from olol_tui.render.palette import Palette
 from olol_tui.render.panes import resident_row
+from olol_tui.render.plan import running_on
 from olol_tui.render.text import cells, clean, size, size_pair
 from olol_tui.render.tiles import Resident, Tile, TileKey
 
@@ -234,12 +235,7 @@ class Placement:
         if resident is None:
             return
         text = [("bright", f"Unload {clean(name)} from {clean(tile.label)}?")]
-        running = sum(
-            1
-            for r in self._view.scene.fleet.requests
-            if r.where == tile.label and same(r.model, name) and r.state not in ("done", "failed")
-        )
-        if running:
+        if running := running_on(self._view.scene, canonical(name), tile):
             text.append(("warn", f"▲ {running} of its requests run there now"))
         if resident.pinned:
             text.append(("warn", "▲ it is pinned: unloading takes the pin away too"))
