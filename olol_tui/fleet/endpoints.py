@@ -32,6 +32,7 @@ from olol_tui.fleet.snapshot import (
     Node,
     NodeState,
 )
+from olol_tui.fleet.tcp_transport import tcp_transport
 from olol_tui.fleet.wishes import Wishes
 from olol_tui.routing.roster import ROAD_MARK
 
@@ -256,7 +257,6 @@ class EndpointSession:
         return f"{self._name}{ROAD_MARK}{self._address}" if is_behind else self._address
 
     def _client(self) -> EngineClient:
-        transport = (
-            httpx.AsyncHTTPTransport() if self._road is None else self._road.engine_transport()
-        )
-        return EngineClient(transport, self._config.url, self._name)
+        url = self._config.url
+        transport = tcp_transport(url) if self._road is None else self._road.engine_transport()
+        return EngineClient(transport, url, self._name)

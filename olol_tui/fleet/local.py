@@ -29,6 +29,7 @@ from olol_tui.errors import NodeError, OlolError
 from olol_tui.files import write_atomic
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.road import Factory, RoadFacts
+from olol_tui.fleet.tcp_transport import tcp_transport
 from olol_tui.fleet.wire import Hello
 from olol_tui.paths import Paths
 from olol_tui.unixhttp import UnixTransport
@@ -112,7 +113,7 @@ class LocalRoad:
         return UnixTransport(self._socket)
 
     def engine_transport(self) -> httpx.AsyncBaseTransport:
-        return httpx.AsyncHTTPTransport()
+        return tcp_transport("http://127.0.0.1")
 
     async def ensure_agent(self) -> None:
         wanted = await asyncio.to_thread(self._wanted)
