@@ -249,8 +249,8 @@ class Keeper:
         policy, process = self._site.policy, self._process
         if process is None:
             return
-        timeout_s = self._kind.start_timeout_s(policy)
         while not await self._answers(process):
+            timeout_s = self._kind.start_timeout_s(policy)
             if time.monotonic() - self._started_mono > timeout_s:
                 await process.stop(self._kind.stop_grace_s(policy))
                 self._error = f"did not answer within {timeout_s:g} s of its start"
@@ -261,7 +261,8 @@ class Keeper:
         path = self._site.state.log_path(self.id)
         loop = asyncio.get_running_loop()
         self._layout = await loop.run_in_executor(None, self._kind.layout, self._running, path)
-        vigil = Vigil(self._kind, self._running, self._port, policy)
+        place = str(self._site.state.path)
+        vigil = Vigil(self._kind, self._running, self._port, policy, process.pid, place)
         while True:
             try:
                 loaded = await self._waker.race(vigil.look())

@@ -119,6 +119,10 @@ class Policy:
     """The head of a split model that decodes without a token for so long has lost a worker."""
     prefill_stall_s: float = 120.0
     """The same while a prompt is read: a batch of it is one step."""
+    stopped_s: float = 5.0
+    """Somebody may stop a worker for a moment, and let it go on."""
+    stuck_s: float = 10.0
+    """A worker that lives, and neither computes nor waits for anybody, is lost after so long."""
     log_tail_lines: int = 50
     rotate_s: float = 15.0
     foreign_s: float = 10.0

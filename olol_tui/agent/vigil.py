@@ -1,17 +1,20 @@
 """Whether a ready engine still lives: it answers, and it moves while it has something to do.
 
 A head whose worker is frozen answers everything and computes nothing; nobody but its own
-counters can tell. A worker that is frozen is only known by a connection that it has not
-noticed is gone.
+counters can tell, and a long prompt moves them seldom. A worker that is frozen is known by
+what the kernel says of it, and by a connection that it has not noticed is gone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from . import client
 from .engines import Advance, EngineKind
+from .pulse import Watch
 from .spec import Policy, Spec
 
 SILENT_POLLS = 3
@@ -23,14 +26,24 @@ FROZEN_POLLS = 2
 class Vigil:
     """Looks at one process from when it is ready until it ends."""
 
-    def __init__(self, kind: EngineKind, spec: Spec, port: int, policy: Policy) -> None:
+    def __init__(
+        self,
+        kind: EngineKind,
+        spec: Spec,
+        port: int,
+        policy: Policy,
+        pid: int = 0,
+        state_dir: str = "",
+    ) -> None:
         self._kind, self._spec, self._port, self._policy = kind, spec, port, policy
+        self._pid, self._state_dir = pid, state_dir
         self.silent = 0
         """Polls in a row without an answer."""
         self.verdict = ""
         """Why the process should be ended; empty while it may go on."""
         self._advance: Advance | None = None
         self._moved_at = time.monotonic()
+        self._watch = Watch(policy, computes=spec.devices == ("cpu",))
 
     async def look(self) -> list[dict[str, Any]]:
         """What it has loaded.
@@ -39,6 +52,12 @@ class Vigil:
             client.CallError: it gave no usable answer.
         """
         policy = self._policy
+        if self._kind.is_inspected:
+            inspect = partial(self._kind.inspect, self._spec, self._pid, self._state_dir)
+            pulse = await asyncio.get_running_loop().run_in_executor(None, inspect)
+            self.verdict = self._watch.seen(pulse, time.monotonic())
+            if self.verdict:
+                return []
         try:
             loaded = await self._kind.loaded(self._spec, self._port, policy.answer_s)
             self.seen(

@@ -38,10 +38,10 @@ def gguf() -> Path:
 
 
 @contextmanager
-def split_lab(hosts: int = 3, models: Path | None = None) -> Iterator[Lab]:
+def split_lab(hosts: int = 3, models: Path | None = None, disk: str = "192m") -> Iterator[Lab]:
     """Args: models: directory of GGUF files that every host has."""
     share = {"/opt/llama": Path(LLAMA_SERVER).parent, "/opt/models": models or gguf().parent}
-    with Lab(hosts, share=share, disk="192m") as lab:
+    with Lab(hosts, share=share, disk=disk) as lab:
         yield lab
 
 

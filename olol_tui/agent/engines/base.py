@@ -17,6 +17,7 @@ from typing import Any, Mapping
 from .. import client
 from ..errors import EngineError, Malformed
 from ..gguf import read_header
+from ..pulse import Pulse
 from ..spec import Policy, Spec
 
 _VISIBILITY = (
@@ -95,6 +96,9 @@ class EngineKind:
     never_gives_up = False
     """Whether it is tried again for ever: what it needs is elsewhere and may come back."""
 
+    is_inspected = False
+    """Whether `inspect` is to be asked: its process may stand still and break no connection."""
+
     def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         """How to start it; `plain`: without what `ready` found unsupported.
 
@@ -123,6 +127,12 @@ class EngineKind:
     async def advance(self, spec: Spec, port: int, timeout_s: float) -> Advance | None:
         """How far its running requests are; None when it has none, or is no head of a split."""
         return None
+
+    def inspect(self, spec: Spec, pid: int, state_dir: str) -> Pulse | None:
+        """How the process of a ready engine is, by the kernel, after looking after what it keeps
+        on disk; None when the process is gone. Asked only where `is_inspected`. Blocks.
+        """
+        raise NotImplementedError
 
     def layout(self, spec: Spec, log: Path) -> dict[str, Any] | None:
         """Where a ready head put its layers, by its own log; None for all others."""

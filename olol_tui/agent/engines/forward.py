@@ -16,7 +16,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from .. import client, proc
+from .. import client, proc, pulse
 from ..errors import EngineError
 from ..records import atomic_write
 from ..spec import Policy, Spec
@@ -46,6 +46,7 @@ _OPTIONS = (
 class Forward(EngineKind):
     name = "forward"
     never_gives_up = True
+    is_inspected = True
 
     def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         way = spec.forward
@@ -77,6 +78,9 @@ class Forward(EngineKind):
 
     async def loaded(self, spec: Spec, port: int, timeout_s: float) -> list[dict[str, Any]]:
         return []
+
+    def inspect(self, spec: Spec, pid: int, state_dir: str) -> pulse.Pulse | None:
+        return pulse.take(pid)
 
     def stop_grace_s(self, policy: Policy) -> float:
         return min(policy.stop_grace_s, 2.0)

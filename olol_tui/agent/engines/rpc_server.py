@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any, Mapping
 
-from .. import client, proc, rpcprobe, tensorcache
+from .. import client, proc, pulse, rpcprobe, tensorcache
 from ..errors import EngineError
 from ..spec import Policy, Spec
 from .base import Context, EngineKind, Launch, device_env, find_program, program_version
@@ -29,17 +29,18 @@ _STOP_GRACE_S = 1.0
 class RpcServer(EngineKind):
     name = "rpc-server"
     ends_when_silent = True
+    is_inspected = True
 
     def launch(self, spec: Spec, port: int, context: Context, *, plain: bool = False) -> Launch:
         program = find_worker(spec.binary, context.environ)
         env = device_env(spec, context, hide_vulkan=False)
         env = {k: v for k, v in env.items() if not k.startswith("LLAMA_ARG_")}
-        cache = Path(context.state_dir or ".", "cache")
-        env["LLAMA_CACHE"] = str(cache)
+        cache = _cache(context.state_dir)
+        env["LLAMA_CACHE"] = str(tensorcache.directory_of(cache, spec.id))
         env.update(spec.env)
         argv = [program, "-H", spec.bind, "-p", str(port)]
         try:
-            argv += ["-c"] if tensorcache.prepare(cache, spec.cache_bytes) else []
+            argv += ["-c"] if tensorcache.prepare(cache, spec.id, spec.cache_bytes) else []
         except OSError as error:
             log.warning("%s: no cache of tensors in %s: %s", spec.id, cache, error)
         return Launch((*argv, *spec.args), env, ignores_sigpipe=True)
@@ -70,11 +71,23 @@ class RpcServer(EngineKind):
                 raise client.CallError(str(error)) from error
         return []
 
+    def inspect(self, spec: Spec, pid: int, state_dir: str) -> pulse.Pulse | None:
+        try:
+            tensorcache.keep(_cache(state_dir), spec.id, pid)
+        except OSError as error:
+            log.warning("%s: tensors are not kept: %s", spec.id, error)
+        return pulse.take(pid)
+
     def tells(self, pid: int | None, layout: dict[str, Any] | None) -> dict[str, Any]:
         return {} if pid is None else {"resident_bytes": proc.resident_bytes(pid)}
 
     def stop_grace_s(self, policy: Policy) -> float:
         return min(policy.stop_grace_s, _STOP_GRACE_S)
+
+
+def _cache(state_dir: str) -> Path:
+    """Of all workers of this agent; removed with its state."""
+    return Path(state_dir or ".", "cache")
 
 
 def find_worker(given: str, environ: Mapping[str, str]) -> str:

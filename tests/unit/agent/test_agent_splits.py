@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from olol_tui.agent import permits, rpcprobe, tensorcache
+from olol_tui.agent import permits, pulse, rpcprobe, tensorcache
 from olol_tui.agent.door import owner_of
 from olol_tui.agent.engines import Advance, NotYet, kind_of
 from olol_tui.agent.engines.chain import check_workers, layout
 from olol_tui.agent.errors import BadRequest, EngineError
+from olol_tui.agent.pulse import Pulse, Watch
 from olol_tui.agent.spec import Policy, Spec, parse_spec
 from olol_tui.agent.splitspec import Chain
 from olol_tui.agent.vigil import Vigil
@@ -141,14 +146,51 @@ def test_requests_without_a_token_for_too_long_end_the_head() -> None:
     assert "1 request runs without a token for 10 s" in vigil.verdict
 
 
+def test_a_worker_that_stands_still_is_told_from_one_that_computes_long() -> None:
+    policy = Policy(stopped_s=5, stuck_s=10)
+    looks = {
+        "stopped": ([Pulse("T", 70, "do_signal_stop")] * 2, "it is stopped for 5 s"),
+        "frozen": ([Pulse("S", 70, "do_freezer_trap")] * 2, "it is frozen for 5 s"),
+        "locked": ([Pulse("S", 70, "futex_wait_queue")] * 2, "waits in futex_wait_queue"),
+        "computes": ([Pulse("S", 70, "futex_wait_queue"), Pulse("S", 71, "futex_wait_queue")], ""),
+        "stopped and let go": ([Pulse("T", 70, "do_signal_stop"), Pulse("T", 71, "x")], ""),
+        "idle": ([Pulse("S", 70, "wait_woken")] * 2, ""),
+        "slow disk": ([Pulse("D", 70, "folio_wait_bit_common")] * 2, ""),
+        "hidden": ([Pulse("S", 70, "")] * 2, ""),
+        "gone": ([None, None], ""),
+    }
+    for name, (pulses, told) in looks.items():
+        watch = Watch(policy, computes=True)
+        assert watch.seen(pulses[0], 100.0) == "", name
+        verdict = watch.seen(pulses[1], 111.0)
+        assert told in verdict and bool(told) == bool(verdict), name
+    on_gpu = Watch(policy, computes=False)
+    for now_s in (100.0, 200.0):
+        assert not on_gpu.seen(Pulse("S", 70, "futex_wait_queue"), now_s), "the GPU computes"
+
+
+def test_the_kernel_tells_how_a_process_is() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            process.send_signal(signal.SIGSTOP)
+            deadline_s = time.monotonic() + 10
+            while (found := pulse.take(process.pid)) is None or found.state != "T":
+                assert time.monotonic() < deadline_s, found
+            assert pulse.holds_open(process.pid)
+        finally:
+            process.kill()
+    assert pulse.take(process.pid) is None and pulse.holds_open(process.pid) is None
+
+
 def test_cached_tensors_give_way_to_a_disk_that_fills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache" / "rpc"
-    cache.mkdir(parents=True)
+    pool, other = tmp_path / "pool", tensorcache.directory_of(tmp_path, "b") / "rpc"
+    assert tensorcache.prepare(tmp_path, "b", 0)
     for age, name in enumerate(("new", "old")):
-        (cache / name).write_bytes(bytes(1000))
-        os.utime(cache / name, (1000 - age, 1000 - age))
+        (pool / name).write_bytes(bytes(1000))
+        os.utime(pool / name, (1000 - age, 1000 - age))
+        os.link(pool / name, other / name)
     usage = type(shutil.disk_usage(tmp_path))
 
     def free(count: int) -> None:
@@ -157,12 +199,45 @@ def test_cached_tensors_give_way_to_a_disk_that_fills(
 
     monkeypatch.setattr(tensorcache, "RESERVE_BYTES", 10_000)
     free(50_000)
-    assert tensorcache.prepare(tmp_path / "cache", 20_000)
-    assert len(list(cache.iterdir())) == 2
+    assert tensorcache.prepare(tmp_path, "a", 20_000)
+    assert sorted(cached(tmp_path, "a")) == ["new", "old"]
     free(9_500)
-    assert tensorcache.prepare(tmp_path / "cache", 500)
-    assert [path.name for path in cache.iterdir()] == ["new"], "the longest unused goes first"
-    assert not tensorcache.prepare(tmp_path / "cache", 20_000)
+    assert tensorcache.prepare(tmp_path, "a", 500)
+    assert cached(tmp_path, "a") == ["new"], "the longest unused goes first"
+    assert [path.name for path in other.iterdir()] == ["new"], "with all links to it"
+    assert not tensorcache.prepare(tmp_path, "a", 20_000)
+
+
+def test_only_whole_tensors_are_ever_served_again(tmp_path: Path) -> None:
+    """llama.cpp would read back what a dying worker cut short, and compute with it."""
+    assert tensorcache.prepare(tmp_path, "a", 0)
+    place = tensorcache.directory_of(tmp_path, "a") / "rpc"
+    code = "import sys, time; f = open(sys.argv[1], 'wb'); f.write(b'h'); print(flush=True); "
+    argv = [sys.executable, "-c", code + "time.sleep(60)", str(place / "half")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            (place / "whole").write_bytes(b"w")
+            tensorcache.keep(tmp_path, "a", process.pid)
+            # What another worker was sent too is kept once.
+            assert tensorcache.prepare(tmp_path, "b", 0)
+            (tensorcache.directory_of(tmp_path, "b") / "rpc" / "more").write_bytes(b"m")
+            (place / "more").write_bytes(b"m")
+            tensorcache.keep(tmp_path, "b", process.pid)
+            tensorcache.keep(tmp_path, "a", process.pid)
+            assert (tmp_path / "pool" / "more").stat().st_nlink == 3
+        finally:
+            process.kill()
+    (place / "late").write_bytes(b"l")
+    tensorcache.keep(tmp_path, "a", process.pid)
+    assert tensorcache.prepare(tmp_path, "a", 0)
+    assert sorted(cached(tmp_path, "a")) == ["more", "whole"]
+
+
+def cached(cache: Path, name: str) -> list[str]:
+    """What a worker finds at its start."""
+    return [path.name for path in (tensorcache.directory_of(cache, name) / "rpc").iterdir()]
 
 
 @contextmanager
