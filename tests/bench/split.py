@@ -1,10 +1,10 @@
-"""Tokens a second of a split beside the same llama.cpp typed by hand, and what the cache saves.
+"""Tokens a second of a split beside the same llama.cpp typed by hand.
 
     python -m tests.bench.split --llama /opt/llama --model FILE.gguf [--rounds 12]
 
 Both are up at once with one worker each on loopback; rounds alternate between them, so that
-both see the same noise. Printed are the ratio of the medians of paired rounds, and the time of
-a second load with the worker's cache against the first one without.
+both see the same noise. Printed is the median of the ratios of paired rounds. What the caches
+of workers save at a second load is told by `split_load`.
 """
 
 from __future__ import annotations
@@ -87,24 +87,8 @@ def _is_token(line: str) -> bool:
     return line.startswith("data: {") and bool(json.loads(line[6:])["choices"])
 
 
-def load_s(http: httpx.Client, url: str, model: str) -> float:
-    began_s = time.monotonic()
-    reply = http.post(f"{url}/api/generate", json={"model": model, "stream": False})
-    reply.raise_for_status()
-    return time.monotonic() - began_s
-
-
-def unload(http: httpx.Client, url: str, model: str, instance: Instance) -> None:
-    http.post(f"{url}/api/generate", json={"model": model, "keep_alive": 0}).raise_for_status()
-    deadline_s = time.monotonic() + _READY_S
-    while "rpc-server" in instance.run("status").stdout or model in _loaded(http, url):
-        if time.monotonic() > deadline_s:
-            raise SystemExit(f"{model} does not go")
-        time.sleep(0.2)
-
-
-def _loaded(http: httpx.Client, url: str) -> list[str]:
-    return [one["name"] for one in http.get(f"{url}/api/ps").json()["models"]]
+def load(http: httpx.Client, url: str, model: str) -> None:
+    http.post(f"{url}/api/generate", json={"model": model, "stream": False}).raise_for_status()
 
 
 def measure(llama: Path, model: Path, rounds: int, place: Path) -> None:
@@ -123,9 +107,7 @@ def measure(llama: Path, model: Path, rounds: int, place: Path) -> None:
             with (place / "state" / "cluster.toml").open("a") as file:
                 file.write(f'[models."{name}"]\nsplit = "always"\n')
             time.sleep(3.0)  # the file is looked at once a second
-            first_s = load_s(http, url, name)
-            unload(http, url, name, instance)
-            second_s = load_s(http, url, name)
+            load(http, url, name)
             status = instance.run("status").stdout
             layers = sum(
                 int(x.split(" layers")[0].split()[-1])
@@ -141,9 +123,6 @@ def measure(llama: Path, model: Path, rounds: int, place: Path) -> None:
         ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = statistics.median(one / two for one, two in pairs)
         print(f"decode      {ours:6.1f} tok/s   by hand {theirs:6.1f} tok/s   ratio {ratio:.3f}")
-        print(
-            f"load        {first_s:6.2f} s       again   {second_s:6.2f} s       ratio {second_s / first_s:.2f}"
-        )
     finally:
         instance.close()
 
