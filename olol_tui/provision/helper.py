@@ -80,9 +80,9 @@ _CANDIDATES = (
 _NEEDS = {
     "base": ("__init__", "base"),
     "survey": ("__init__", "base", "survey"),
-    "place": ("__init__", "base", "place"),
-    "service": ("__init__", "base", "survey", "systemd", "service"),
-    "remove": ("__init__", "base", "survey", "systemd", "service", "mesh", "remove"),
+    "place": ("__init__", "base", "turns", "place"),
+    "service": ("__init__", "base", "survey", "systemd", "turns", "service"),
+    "remove": ("__init__", "base", "survey", "systemd", "turns", "service", "mesh", "remove"),
 }
 """What each module imports, in the order in which they can be loaded."""
 

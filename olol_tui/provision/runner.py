@@ -157,7 +157,7 @@ class Provisioning:
             self.archives,
             self._progress,
             None if road is None else lambda socket: road(shell, work.known, socket),
-            brings_engines="engine" in self.order,
+            by_word="engine" in self.order,
             dry_run=dry_run,
         )
         try:

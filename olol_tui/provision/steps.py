@@ -90,8 +90,9 @@ class Work:
     """Of the agent."""
     ollama: Ollama | None = None
     """The one that engines start from."""
-    brings_engines: bool = True
-    """Whether the step `engine` is among those to come."""
+    by_word: bool = True
+    """Whether a human asked for this: only then engines are brought, too, and an agent to where
+    none is. It may have been taken off since the facts were learnt."""
     dry_run: bool = False
     log: list[str] = field(default_factory=list)
 
@@ -144,7 +145,7 @@ async def _looked_up(work: Work, facts: Facts) -> Wanted:
     """The wishes, with the release of the archive where ours is there already."""
     wanted = work.wishes.wanted
     ours = facts.ollama is not None and facts.ollama.release
-    if not work.brings_engines or not ours or not wanted.archive or wanted.binary:
+    if not work.by_word or not ours or not wanted.archive or wanted.binary:
         return wanted
     try:
         release = await work.archives.release(_archive(work))
@@ -173,7 +174,7 @@ async def agent(work: Work) -> Outcome:
     done = await work.helper.call(
         "place",
         "install_agent",
-        {"directory": work.wishes.directory, "sha256": source.sha256},
+        {"directory": work.wishes.directory, "sha256": source.sha256, "fresh": work.by_word},
         data=await asyncio.to_thread(upload.read, source),
         progress=_counting(work),
         timeout_s=upload.PIECE_TIMEOUT_S,
@@ -255,6 +256,7 @@ async def service(work: Work) -> Outcome:
         "controller": wanted.controller_id,
         "python": work.python,
         "keep": "unit" if keeps_by_unit(facts) else "detached",
+        "fresh": work.by_word,
     }
     done = await work.helper.call("service", "ensure", ask, timeout_s=SERVICE_TIMEOUT_S)
     work.socket = str(done["socket"])

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from olol_tui.provision.archive import Archives
-from olol_tui.provision.plan import UNINSTALL_STEPS
+from olol_tui.provision.facts import Facts
+from olol_tui.provision.plan import ENSURE_STEPS, UNINSTALL_STEPS, Plan
 from olol_tui.provision.runner import Provisioning, Report
 from olol_tui.provision.steps import Wishes
 from tests.contract.provision_rig import AgentCalls, agent_file, job, wishes
@@ -113,3 +114,41 @@ async def test_a_shared_home_keeps_what_other_machines_run_from(
     assert [path.name for path in (base / "state").iterdir()] == ["of-another-machine"]
     assert (base / "bin" / f"{agent.sha256}.pyz").exists()
     assert "1 other machine" in gone.steps[3].message
+
+
+@pytest.mark.parametrize("must_upload", [False, True])
+async def test_a_console_that_had_looked_before_brings_nothing_back(
+    host: SshdHost, tmp_path: Path, must_upload: bool
+) -> None:
+    """A core that serves sees the agent go, looks, decides to start one, and is overtaken."""
+    before = residue(host)
+    agent = agent_file(tmp_path)
+    what = wishes(agent)
+    report = await provisioned(host, what, tmp_path)
+    assert report.pid is not None
+    os.kill(report.pid, signal.SIGKILL)
+    if must_upload:
+        (host.home / ".local/share/olol-agent/bin" / f"{agent.sha256}.pyz").unlink()
+
+    async def overtaken(node: str, facts: Facts, plan: Plan) -> bool:
+        assert facts.record
+        assert plan["agent"].action == ("do" if must_upload else "keep")
+        assert plan["service"].action == "do"
+        gone = await uninstalled(host, what, tmp_path)
+        assert gone.ok, gone.failure
+        return True
+
+    late = Provisioning(
+        job(host.shell, what), Archives(tmp_path), approve=overtaken, order=ENSURE_STEPS
+    )
+    failure = (await late.run()).failure
+    assert failure is not None
+    assert "uninstalled meanwhile" in failure.message
+    assert host.processes() == {}
+    assert residue(host) == before
+
+    # By a human's word it is a node again.
+    await provisioned(host, what, tmp_path)
+    gone = await uninstalled(host, what, tmp_path)
+    assert gone.ok, gone.failure
+    assert residue(host) == before

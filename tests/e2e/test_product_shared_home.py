@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from olol_tui.fleet.snapshot import Node
 from tests.e2e.cluster import is_up
 from tests.e2e.product import BOUND_S, agent_pids, engine_pids, kill_on, pids, product
 from tests.e2e.traces import traces
 from tests.lab import Lab
+
+
+def is_bare(node: Node) -> bool:
+    return "nothing of olol-tui is installed" in node.error and not node.engines
 
 
 async def test_f23_two_machines_of_one_home_do_not_meddle(
@@ -48,8 +53,13 @@ async def test_f23_two_machines_of_one_home_do_not_meddle(
                     assert all(one.is_whole and one.host == "h2" for one in again)
                 assert agent_pids(h1) == engine_pids(h1) == []
                 assert agent_pids(h2) == untouched
-            done = await asyncio.to_thread(served.instance.run, "node", "uninstall", "h2")
-            assert done.returncode == 0, done.stdout + done.stderr
+                # Both at once: the last to leave takes what they shared, and the core, which sees
+                # their agents go and looks again, brings nothing back by itself.
+                await asyncio.to_thread(served.provision, "h1")
+                await ops.all_up()
+                done = await asyncio.to_thread(served.instance.run, "node", "uninstall", "--all")
+                assert done.returncode == 0, done.stdout + done.stderr
+                await ops.until(lambda f: all(is_bare(node) for node in f.nodes))
             served.instance.end()
         left = {name: traces(lab, host).left_since(bare[name]) for name, host in lab.hosts.items()}
         assert not any(left.values()), "\n".join(map(str, left.values()))

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from . import base
+from . import base, turns
 
 BUILDS_KEPT = 3
 """Agents kept for going back, and for engines that still run from their file."""
@@ -29,18 +29,21 @@ def install_agent(ask: dict[str, Any]) -> dict[str, Any]:
     """Put the agent into its place, remove old ones.
 
     Args:
-        ask: `directory`, `sha256`, `data`: the zipapp.
+        ask: `directory`, `sha256`, `data`: the zipapp; `fresh`: also where nothing of ours is.
     """
     layout = base.Layout(str(ask["directory"]))
     digest, data = str(ask["sha256"]), bytes(ask["data"])
     _check(hashlib.sha256(data).hexdigest(), digest)
     final = layout.bin / (digest + ".pyz")
-    _make_directories(layout, layout.bin)
-    try:
-        base.write_atomic(final, data, 0o500)
-    except OSError as error:
-        raise base.disk_trouble(final, error) from error
-    return {"path": str(final), "removed": _collect_builds(layout, keep=final)}
+    if ask["fresh"]:
+        _make_directories(layout, layout.bin)
+    with turns.only_one(layout, fresh=bool(ask["fresh"])):
+        _make_directories(layout, layout.bin)
+        try:
+            base.write_atomic(final, data, 0o500)
+        except OSError as error:
+            raise base.disk_trouble(final, error) from error
+        return {"path": str(final), "removed": _collect_builds(layout, keep=final)}
 
 
 def _make_directories(layout: base.Layout, folder: Path) -> None:

@@ -10,9 +10,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from . import base, mesh, service, systemd
+from . import base, mesh, service, systemd, turns
 
 GRACE_S = 10.0
+PROOF_S = 3.0
+"""For what is just going: another machine of this home may be about to remove the rest."""
 
 _OURS = ("bin", "engines", "state", "made.json")
 """What we make in our directory. Anything else there is not ours to delete."""
@@ -28,14 +30,15 @@ def uninstall(ask: dict[str, Any]) -> dict[str, Any]:
         `done`: what was, or would be, removed.
     """
     layout = base.Layout(str(ask["directory"]))
-    record = layout.read_record()
     if ask["dry_run"]:
-        return {"done": _planned(layout, record)}
+        return {"done": _planned(layout, layout.read_record())}
     done: list[str] = []
     with ExitStack() as stack:
         if layout.state.is_dir():
             # To the end: a console that sees its agent go would else start another one.
-            stack.enter_context(service.only_one(layout))
+            stack.enter_context(turns.only_one(layout))
+        record = layout.read_record()
+        if layout.state.is_dir():
             _stop_all(layout, record, done)
         if systemd.remove(layout):
             done.append(f"unit {systemd.unit_name(layout)}")
@@ -46,6 +49,10 @@ def uninstall(ask: dict[str, Any]) -> dict[str, Any]:
         if keys := mesh.remove(layout):
             done.append(f"{base.counted(keys, 'line')} of authorized_keys")
         _remove_socket(record, done)
+        # Before anything else goes: without it no console brings an agent by itself, and of
+        # machines that share this home the last one to leave sees that it is the last.
+        with suppress(FileNotFoundError):
+            layout.record.unlink()
         _remove_files(layout, done)
     return {"done": done}
 
@@ -60,7 +67,10 @@ def prove(ask: dict[str, Any]) -> dict[str, Any]:
         `left`: what stays on purpose, and why; `residue`: what is ours and should be gone.
     """
     layout = base.Layout(str(ask["directory"]))
-    return {"left": _left(layout), "residue": _residue(layout, str(ask["socket"]))}
+    deadline = time.monotonic() + PROOF_S
+    while (residue := _residue(layout, str(ask["socket"]))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return {"left": _left(layout), "residue": residue}
 
 
 def _planned(layout: base.Layout, record: dict[str, Any]) -> list[str]:
@@ -132,12 +142,14 @@ def _files(layout: base.Layout) -> list[Path]:
 def _remove_files(layout: base.Layout, done: list[str]) -> None:
     made = [] if _used_elsewhere(layout) else base.made_directories(layout)
     for path in _files(layout):
-        if path.is_dir():
-            shutil.rmtree(str(path))
-        else:
-            path.unlink()
         if path != layout.made:
             done.append(str(path))
+        # Another machine of this home may be taking the same away.
+        while path.is_dir():
+            with suppress(FileNotFoundError):
+                shutil.rmtree(str(path))
+        with suppress(FileNotFoundError):
+            path.unlink()
     # The deepest first; what is not empty has become somebody else's too.
     for directory in (layout.base, *sorted(map(Path, made), reverse=True)):
         with suppress(OSError):

@@ -6,20 +6,16 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import base, survey, systemd
+from . import base, survey, systemd, turns
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 25.0
@@ -47,17 +43,20 @@ def ensure(ask: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         ask: `directory`, `sha256`, `version`, `simulated` (dict or null), `python`,
-            `keep` (unit or detached), `controller` (id of the console that asks).
+            `keep` (unit or detached), `controller` (id of the console that asks), `fresh`: also
+            where nothing of ours is.
 
     Returns:
         `hello`, `socket`, `did` (nothing, started, upgraded, restarted), `log`, `record`.
     """
     layout = base.Layout(str(ask["directory"]))
-    base.make_base(layout)
-    for directory in (layout.states, layout.state):
-        base.make_private(directory)
+    fresh = bool(ask["fresh"])
+    if fresh:
+        base.make_base(layout)
+        for directory in (layout.states, layout.state):
+            base.make_private(directory)
     log: list[str] = []
-    with only_one(layout):
+    with turns.only_one(layout, fresh=fresh):
         record = layout.read_record()
         wanted = _wanted(layout, ask, record, log)
         did = _bring(layout, record, wanted, str(ask.get("controller", "")), log)
@@ -77,44 +76,9 @@ def stop(ask: dict[str, Any]) -> dict[str, Any]:
     layout = base.Layout(str(ask["directory"]))
     log: list[str] = []
     if layout.state.is_dir():
-        with only_one(layout):
+        with turns.only_one(layout):
             stop_agent(layout, layout.read_record(), str(ask["engines"]), log)
     return {"log": log}
-
-
-@contextmanager
-def only_one(layout: base.Layout) -> Iterator[None]:
-    """One console at a time; the kernel frees the lock of one that died."""
-    descriptor = os.open(str(layout.state / "provision.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + START_TIMEOUT_S + STOP_TIMEOUT_S
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    break  # A file system without locks: better without than not at all.
-                if time.monotonic() > deadline:
-                    raise base.Trouble(
-                        "busy", "another console works on this machine", "Try again later."
-                    ) from None
-            time.sleep(0.1)
-        if not _is_at(descriptor, layout.state / "provision.lock"):
-            raise base.Trouble(
-                "busy", "this machine was uninstalled meanwhile", "Provision it again."
-            )
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the path still leads to the open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
 
 
 def _wanted(

@@ -174,7 +174,7 @@ async def test_one_command_tells_all(tmp_path: Path) -> None:
     helper = Helper(shell)
     facts = await survey(helper, "")
     # The same interpreter takes the next errand, and its data.
-    ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest()}
+    ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest(), "fresh": True}
     with pytest.raises(NodeTrouble, match="damaged on its way"):
         await helper.call("place", "install_agent", ask, data=b"other")
     await helper.close()
@@ -212,7 +212,7 @@ async def test_a_python_that_dies_and_one_that_is_started_again(tmp_path: Path) 
     with pytest.raises(NodeMute, match="/nowhere/python3 ended with status 127"):
         await helper.call("survey", "survey", {"directory": ""})
     helper.python = sys.executable
-    ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest()}
+    ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest(), "fresh": True}
     done = await helper.call("place", "install_agent", ask, data=b"agent")
     assert Path(done["path"]).read_bytes() == b"agent"
     await helper.close()
