@@ -22,7 +22,7 @@ from olol_tui.fleet.mesh_links import MeshLinks
 from olol_tui.fleet.snapshot import Device, Engine, Mesh, Model, Node
 from olol_tui.fleet.split_wish import PartWish, SplitWish, Way, split_id
 from olol_tui.fleet.wishes import Wishes
-from olol_tui.models.memory import Settings
+from olol_tui.models.memory import Settings, load_key
 from olol_tui.models.names import canonical, same
 from olol_tui.models.shape import Shape, ShapeError, shape_of
 from olol_tui.placement.report import Report as FitReport
@@ -109,7 +109,9 @@ class Planning:
         found: SplitPlan | Refusal = Refusal("no device can be lent", 0, 0)
         for evict in (False, True):
             devices = list(self._devices(nodes, blobs, name, evict=evict))
-            work = partial(plan, shape, ctx=context, slots=slots, links=links)
+            work = partial(
+                plan, shape, ctx=context, slots=slots, links=links, learned=self._wishes.learned
+            )
             found = await asyncio.to_thread(work, devices)
             if spread and isinstance(found, SplitPlan) and len(found.shares) == 1:
                 limit = int(found.total_bytes * _LESS_THAN_ALL)
@@ -124,6 +126,8 @@ class Planning:
         path = model.path or str(facts[found.head.device.node]["path"])
         wish = await self._write(found, model, path, context, slots, keep_alive_s)
         wish = _with_layers(wish, facts[found.head.device.node])
+        load = load_key(shape, found.settings)
+        wish = msgspec.structs.replace(wish, architecture=shape.architecture, load=load)
         return Draft(wish, tuple(self._victims(found, nodes, name)))
 
     async def fit(
@@ -153,13 +157,16 @@ class Planning:
         blobs = {node.name for node, _ in holders}
         heads = {node.name for node, _ in holders if node.heads}
         links = await self._links.between(heads, (node.name for node in nodes if node.lends))
+        learned = self._wishes.learned
         every = list(self._devices(nodes, blobs, name, evict=False, lent_only=False))
         lends = {node.name for node in nodes if node.lends}
         lent = [one for one in every if one.node in lends]
         found: SplitPlan | Refusal = Refusal("no node that has the file has a llama-server", 0, 0)
         if heads:
-            found = await asyncio.to_thread(Ground(lent, links).plan, shape, settings, heads)
-        return with_fleet(report(canonical(name), shape, settings), every, found)
+            ground = Ground(lent, links, learned)
+            found = await asyncio.to_thread(ground.plan, shape, settings, heads)
+        bare = report(canonical(name), shape, settings, learned)
+        return with_fleet(bare, every, found, learned)
 
     # -- what there is
 
@@ -308,6 +315,7 @@ class Planning:
             planned_bytes=share.total_bytes,
             weights_bytes=share.weights_bytes,
             kv_bytes=share.kv_bytes,
+            buffers_bytes=share.uncorrected_bytes,
             worker="" if share.is_local else f"{device.node}/rpc-server-{label}",
             binary=split_binaries.worker(config.nodes[device.node], config.engines),
             way=way,

@@ -27,11 +27,14 @@ class Run:
     """It is being planned anew, with more context."""
     largest_ctx: int | None = None
     replanned_s: float = 0.0
+    has_told: bool = False
+    """What its head logged of its memory has been learned."""
 
     def becomes(self, state: SplitState, now_s: float) -> None:
         if state == self.state:
             return
         self.state, self.since_s = state, now_s
+        self.has_told = self.has_told and state == "ready"
         if state == "ready":
             if self.fell_s is not None:
                 self.restarts += 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from olol_tui.fleet.snapshot import Buffer, Engine, Layout, SplitPart
 from olol_tui.fleet.split_stage import Stage
 from olol_tui.fleet.split_wish import PartWish, Ports, SplitWish
+from olol_tui.models.learned import Learned, Observed, learn_load
 
 TOLERANCE_SHARE = 0.01
 TOLERANCE_BYTES = 128 * 1024
@@ -51,6 +52,26 @@ def parts_of(
             )
         )
     return tuple(parts)
+
+
+def lessons(
+    before: Learned, wish: SplitWish, layout: Layout, ports: Ports, vendors: Mapping[str, str]
+) -> Learned:
+    """What is known of buffers after this head has said in its log what it took.
+
+    Args:
+        vendors: of devices, by UUID.
+    """
+    own = _own_buffers(layout)
+    observed = []
+    for part in wish.parts:
+        buffer = _buffer(layout, part, ports) if part.worker else next(own, None)
+        if buffer is not None:
+            vendor = vendors.get(part.device, "unknown")
+            observed.append(
+                Observed(wish.architecture, vendor, part.buffers_bytes, buffer.compute_bytes)
+            )
+    return learn_load(before, wish.load, observed) if wish.load else before
 
 
 def _buffer(layout: Layout | None, part: PartWish, ports: Ports) -> Buffer | None:

@@ -32,6 +32,8 @@ class PartWish(msgspec.Struct, frozen=True):
     planned_bytes: int = 0
     weights_bytes: int = 0
     kv_bytes: int = 0
+    buffers_bytes: int = 0
+    """Estimated before anything learned: what the head's log is held against."""
     worker: str = ""
     """Engine id; empty where the head drives the GPU itself."""
     binary: str = ""
@@ -68,6 +70,9 @@ class SplitWish(msgspec.Struct, frozen=True):
     tokens_factor: float = 1.0
     reason: str = ""
     keep_alive_s: float = 300.0
+    architecture: str = ""
+    load: str = ""
+    """Names model and settings for what is learned of its buffers."""
 
     @property
     def nodes(self) -> frozenset[str]:

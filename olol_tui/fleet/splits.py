@@ -19,13 +19,13 @@ from olol_tui.fleet.crew import Crew
 from olol_tui.fleet.desk import Desk
 from olol_tui.fleet.operations import Report
 from olol_tui.fleet.relays import Relays
-from olol_tui.fleet.residency import Residency
 from olol_tui.fleet.runners import Runners
-from olol_tui.fleet.snapshot import RUNNERS, Engine, Node, Split, SplitPart, SplitRule
-from olol_tui.fleet.split_planning import Draft, Planning, Victim
+from olol_tui.fleet.snapshot import Engine, Node, Split, SplitPart, SplitRule
+from olol_tui.fleet.split_eviction import Eviction
+from olol_tui.fleet.split_planning import Draft, Planning
 from olol_tui.fleet.split_run import Run
 from olol_tui.fleet.split_stage import stage
-from olol_tui.fleet.split_view import parts_of
+from olol_tui.fleet.split_view import lessons, parts_of
 from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
 from olol_tui.models.names import canonical, same
 from olol_tui.placement.report import Report as FitReport
@@ -34,8 +34,6 @@ log = logging.getLogger("olol.fleet.splits")
 
 LOAD_TIMEOUT_S = 1800.0
 """Tensors of a huge model travel a slow network the first time."""
-IDLE_TIMEOUT_S = 120.0
-"""For requests that a model began while its memory was being planned for."""
 LOST_GRACE_S = 3.0
 """A node that is lost for so long is planned around."""
 REPLAN_EVERY_S = 10.0
@@ -53,8 +51,7 @@ class Splits:
     ) -> None:
         self._desk = desk
         self._crew = crew
-        self._runners = runners
-        self._residency = Residency(desk)
+        self._eviction = Eviction(desk, runners)
         self._planning = Planning(crew, desk.wishes, lambda: desk.nodes, desk.busy)
         self._relays = Relays(crew, changed)
         self._runs: dict[str, Run] = {}
@@ -247,7 +244,19 @@ class Splits:
                 continue
             run.becomes(now.state, now_s)
             run.error, run.log_tail = now.error, now.log_tail
+            self._learn(wish, run, engines)
             self._detour(wish, engines)
+
+    def _learn(self, wish: SplitWish, run: Run, engines: dict[str, Engine]) -> None:
+        """Once at each load: what its head logged makes the next plan better."""
+        head = engines.get(wish.engine)
+        if run.state != "ready" or run.has_told or head is None or head.layout is None:
+            return
+        run.has_told = True
+        vendors = {device.uuid: device.vendor for n in self._desk.nodes for device in n.devices}
+        ports = self._desk.wishes.splits.ports(wish.id)
+        wishes = self._desk.wishes
+        wishes.learned = lessons(wishes.learned, wish, head.layout, ports, vendors)
 
     def _around(self, wish: SplitWish, run: Run, lost: list[str], now_s: float) -> None:
         """Nodes of the split are gone: wait a moment, then plan it without them."""
@@ -313,7 +322,7 @@ class Splits:
     async def _apply(self, report: Report, draft: Draft, before: SplitWish | None) -> None:
         """Make room, then wish for it."""
         for victim in draft.victims:
-            await self._evict(report, victim)
+            await self._eviction.evict(report, victim)
         wish = draft.wish
         if before is not None:
             if before.engine != wish.engine:
@@ -327,27 +336,6 @@ class Splits:
         self._desk.leases.hold(wish.engine, wish.keep_alive_s)
         self._desk.wishes.splits.add(wish)
         self.look(self._desk.now_s())
-
-    async def _evict(self, report: Report, victim: Victim) -> None:
-        """Unload an idle model. What a client began in the meantime ends first."""
-        where = f"{victim.node}/{victim.device.label}"
-        report.say(f"unloading {victim.model} from {where}")
-        engine = victim.engine
-
-        def idle() -> bool | None:
-            return True if victim.model not in self._desk.busy(engine.id) else None
-
-        with self._desk.wishes.paused([engine.id]):
-            try:
-                await self._desk.until(idle, IDLE_TIMEOUT_S)
-            except TimeoutError:
-                raise PlacementError(
-                    f"{victim.model} on {where} does not become idle to make room"
-                ) from None
-            if engine.kind in RUNNERS:
-                await self._runners.stop(report, engine)
-            else:
-                await self._residency.unload(report, engine.id, victim.model)
 
     async def _ready(self, report: Report, wish: SplitWish) -> str:
         """Wait until it answers; returns where it lies.

@@ -20,6 +20,7 @@ import msgspec
 from olol_tui.files import write_atomic
 from olol_tui.fleet.snapshot import EngineKind, Pin, Role
 from olol_tui.fleet.split_book import KeptSplit, SplitBook
+from olol_tui.models.learned import Learned
 from olol_tui.models.names import canonical, same
 
 log = logging.getLogger("olol.fleet.wishes")
@@ -69,6 +70,8 @@ class Kept(msgspec.Struct, frozen=True):
     splits: tuple[KeptSplit, ...] = ()
     paused: tuple[str, ...] = ()
     """Canonical names of models."""
+    learned: Learned = Learned()
+    """What engines took: no wish, but kept as long and as safely as the splits planned by it."""
 
 
 class Wishes:
@@ -85,7 +88,19 @@ class Wishes:
         """Engine → how many keep new work away from it."""
         self._paused_models: set[str] = set()
         self._draining: set[str] = set()
+        self._learned = Learned()
         self._changed = changed
+
+    @property
+    def learned(self) -> Learned:
+        """What loaded models took, for the plans of others."""
+        return self._learned
+
+    @learned.setter
+    def learned(self, after: Learned) -> None:
+        if after != self._learned:
+            self._learned = after
+            self._changed()
 
     @property
     def pins(self) -> tuple[Pin, ...]:
@@ -239,6 +254,7 @@ class Wishes:
                     adopted=tuple(self._adopted),
                     splits=self.splits.kept(),
                     paused=self.paused_models,
+                    learned=self._learned,
                 )
             )
         )
@@ -254,6 +270,7 @@ class Wishes:
         self._adopted = dict.fromkeys(kept.adopted)
         self.splits.adopt(kept.splits)
         self._paused_models = set(kept.paused)
+        self._learned = kept.learned
 
 
 class WishesFile:

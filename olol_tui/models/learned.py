@@ -6,7 +6,7 @@ computed exactly and never learned; compute buffers and what a process takes by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 MIB = 2**20
@@ -18,6 +18,8 @@ _LOWEST, _HIGHEST = 0.5, 8.0
 _FORGET = 0.2
 """Share of a lower observation that is believed at once; a higher one is believed wholly."""
 _MOST_OVERHEAD_BYTES = 4 * 2**30
+_MOST_LOADS = 512
+"""Models with their settings that are remembered each by itself, the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,17 @@ class Learned:
     """Logged by estimated compute buffers, by architecture; `*` for all others."""
     overhead: Mapping[str, int] = field(default_factory=dict)
     """Bytes of a process beside its buffers, by the device's vendor."""
+    loads: Mapping[str, float] = field(default_factory=dict)
+    """As `compute`, of one model with one setting of an engine, as it was loaded last."""
 
-    def compute_factor(self, architecture: str) -> float:
+    def knows(self, load: str) -> bool:
+        """Whether exactly this was loaded before."""
+        return load in self.loads
+
+    def compute_factor(self, architecture: str, load: str = "") -> float:
+        known = self.loads.get(load)
+        if known is not None:
+            return known
         return self.compute.get(architecture, self.compute.get("*", 1.0))
 
     def overhead_bytes(self, vendor: str) -> int:
@@ -61,6 +72,26 @@ def learn(before: Learned, observed: Observed) -> Learned:
     if given is not None and 0 <= given <= _MOST_OVERHEAD_BYTES:
         overhead[observed.vendor] = int(_towards(overhead.get(observed.vendor), given))
     return replace(before, compute=compute, overhead=overhead)
+
+
+def learn_load(before: Learned, load: str, observed: Sequence[Observed]) -> Learned:
+    """The corrections after a model was loaded, from all its devices.
+
+    What it takes with the same settings is believed as it is, also when it is less: the same
+    build of the engine logs the same again, and another one replaces it.
+    """
+    after = before
+    for one in observed:
+        after = learn(after, one)
+    factors = [
+        min(max(one.logged_compute_bytes / one.estimated_compute_bytes, _LOWEST), _HIGHEST)
+        for one in observed
+        if one.estimated_compute_bytes > 0 and one.logged_compute_bytes > 0
+    ]
+    if not factors:
+        return after
+    others = [(key, factor) for key, factor in before.loads.items() if key != load]
+    return replace(after, loads=dict([*others, (load, max(factors))][-_MOST_LOADS:]))
 
 
 def _towards(known: float | None, seen: float) -> float:

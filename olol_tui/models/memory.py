@@ -115,7 +115,23 @@ class Need:
 
 def need(shape: Shape, settings: Settings, learned: Learned | None = None) -> Need:
     """What the model takes when started with these settings."""
-    return _need(shape, settings, learned.compute_factor(shape.architecture) if learned else 1.0)
+    if learned is None:
+        return _need(shape, settings, 1.0)
+    load = load_key(shape, settings)
+    return _need(shape, settings, learned.compute_factor(shape.architecture, load))
+
+
+def load_key(shape: Shape, settings: Settings) -> str:
+    """Names what compute buffers depend on, for what was learned of them.
+
+    By sizes and not by name: another quantization of the model has the same buffers.
+    """
+    one = "u" if settings.is_unified else ""
+    return (
+        f"{shape.architecture} {shape.layer_count}x{shape.embedding_length}+{shape.feed_forward}"
+        f"+{shape.vocabulary} {settings.ctx}x{settings.slots}{one} {settings.cache_type}"
+        f" {settings.ubatch}"
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -65,7 +65,7 @@ class Ground:
 
     def plan(self, shape: Shape, settings: Settings, blobs: Collection[str]) -> SplitPlan | Refusal:
         """The split of one model whose file lies on the nodes `blobs`."""
-        ask = _Ask(need(shape, settings, self._learned), settings, blobs)
+        ask = _Ask(need(shape, settings, self._learned), need(shape, settings), settings, blobs)
         for pool in self._pools:
             chosen = _one(pool, ask) or _node(pool, ask) or _nodes(pool, ask)
             if chosen is not None:
@@ -97,8 +97,12 @@ class Ground:
     ) -> Share:
         is_head = seat is head
         wanted = ask.need
-        compute = wanted.compute_bytes(at, count)
-        compute += (wanted.first_bytes if is_first else 0) + (wanted.logits_bytes if is_head else 0)
+        compute, uncorrected = (
+            one.compute_bytes(at, count)
+            + (one.first_bytes if is_first else 0)
+            + (one.logits_bytes if is_head else 0)
+            for one in (wanted, ask.bare)
+        )
         is_near = seat.device.node == head.device.node
         link = self._links.get((head.device.node, seat.device.node))
         return Share(
@@ -114,6 +118,7 @@ class Ground:
             has_output=is_head,
             rtt_s=0.0 if is_near else (link or UNKNOWN_LINK).rtt_s,
             is_measured=is_near or link is not None,
+            uncorrected_bytes=uncorrected,
         )
 
     def _refuse(self, ask: _Ask) -> Refusal:
@@ -195,10 +200,14 @@ class _Pool:
 class _Ask:
     """One model to be planned."""
 
-    __slots__ = ("blobs", "fixed", "layers", "need", "settings")
+    __slots__ = ("bare", "blobs", "fixed", "layers", "need", "settings")
 
-    def __init__(self, wanted: Need, settings: Settings, blobs: Collection[str]) -> None:
+    def __init__(
+        self, wanted: Need, bare: Need, settings: Settings, blobs: Collection[str]
+    ) -> None:
         self.need = wanted
+        self.bare = bare
+        """The same with no correction."""
         self.settings = settings
         self.blobs = blobs
         tail = wanted.output_bytes + wanted.logits_bytes

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from olol_tui.models.learned import Learned
-from olol_tui.models.memory import Settings, need
+from olol_tui.models.memory import Settings, load_key, need
 from olol_tui.models.shape import Shape
 from olol_tui.placement.shares import Refusal, SplitDevice, SplitPlan
 from olol_tui.units import format_size
@@ -23,7 +23,7 @@ class Parts:
     output: int
     cache: int
     buffers: int
-    """Estimated; the rest is exact."""
+    """Estimated, or as a log had them; the rest is exact."""
 
     @property
     def total(self) -> int:
@@ -86,6 +86,8 @@ class Report:
     tokens_factor: float | None = None
     reasons: tuple[str, ...] = ()
     refusal: str = ""
+    buffers_known: bool = False
+    """It was loaded so before, and the engine's log told of its buffers."""
 
 
 def report(model: str, shape: Shape, settings: Settings, learned: Learned | None = None) -> Report:
@@ -104,6 +106,7 @@ def report(model: str, shape: Shape, settings: Settings, learned: Learned | None
         host_bytes=wanted.host_bytes,
         loads=shape.loads,
         caveat=shape.caveat,
+        buffers_known=learned is not None and learned.knows(load_key(shape, settings)),
     )
 
 
@@ -154,6 +157,7 @@ def lines(found: Report) -> list[str]:
     """As text, a fact a line."""
     slots = "" if found.slots == 1 else f" × {found.slots} slots"
     parts = found.parts
+    told = "as its engine logged them" if found.buffers_known else "estimated"
     said = [
         f"{found.model}: {found.architecture}, {found.layers} layers; "
         f"{found.ctx} tokens{slots}, {found.cache_type} cache",
@@ -161,7 +165,7 @@ def lines(found: Report) -> list[str]:
         f"  {'layers':<14}{format_size(parts.weights):>12}",
         f"  {'output layer':<14}{format_size(parts.output):>12}",
         f"  {'cache':<14}{format_size(parts.cache):>12}",
-        f"  {'buffers':<14}{format_size(parts.buffers):>12}  estimated",
+        f"  {'buffers':<14}{format_size(parts.buffers):>12}  {told}",
         f"  {'together':<14}{format_size(parts.total):>12}  and "
         f"{format_size(found.host_bytes)} of main memory",
     ]

@@ -64,6 +64,8 @@ class Share:
     """From the head to the worker; 0 on the head's own node."""
     is_measured: bool = True
     """The round trip was measured, not assumed."""
+    uncorrected_bytes: int = 0
+    """Of `compute_bytes`, before anything learned: what a log is held against."""
 
     @property
     def total_bytes(self) -> int:

@@ -18,6 +18,7 @@ from olol_tui.fleet.snapshot import Fleet, Split
 from tests.e2e.cluster import Operator
 from tests.e2e.product import Product, kill_on, told
 from tests.e2e.split_cluster import (
+    MODEL,
     ask,
     helper,
     is_ready,
@@ -68,6 +69,9 @@ async def test_a_model_too_big_for_any_host_is_split_by_itself(product: Product)
             assert part.weights_bytes == pytest.approx(part.planned_weights_bytes, rel=0.01)
             assert part.kv_bytes == pytest.approx(part.planned_kv_bytes, rel=0.01)
         assert sum(part.layers for part in split.parts) == 30
+        # What it logged of its buffers is what the next plan counts with.
+        fit = await asyncio.to_thread(product.instance.run, "model", "fit", MODEL)
+        assert "as its engine logged them" in fit.stdout, fit.stdout + fit.stderr
         status = await asyncio.to_thread(product.instance.run, "status")
         for part in split.parts:
             line = next(x for x in status.stdout.splitlines() if x.startswith(f"  {part.where} "))
@@ -163,7 +167,7 @@ async def test_a_worker_that_stands_still_over_a_prompt_is_told_from_a_slow_one(
         host = product.lab.hosts[worker.node]
         pid = helper(ops, worker.engine).pid
         long = question(1)
-        long["messages"] = [{"role": "user", "content": "Tell me of the sea. " * 70}]
+        long["messages"] = [{"role": "user", "content": "Tell me of the sea. " * 40}]
         limping = host.spawn(["sh", "-c", LIMP.format(pid)], "root")
         try:
             began_s = time.monotonic()
@@ -267,6 +271,8 @@ async def test_a_console_that_is_killed_leaves_the_split_to_the_next_one(product
         await ops.until(is_ready)
         assert (await ask(http, 4)).status_code == 200
         assert all_pids(ops.fleet) == before
+        fit = await asyncio.to_thread(product.instance.run, "model", "fit", MODEL)
+        assert "as its engine logged them" in fit.stdout, "kept over the restart"
 
 
 def all_pids(fleet: Fleet) -> dict[str, int | None]:

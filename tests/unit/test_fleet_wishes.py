@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from olol_tui.fleet.wishes import Launch, Wishes, WishesFile
+from olol_tui.models.learned import Learned
 
 LAUNCH = Launch(
     engine_id="local/embedded-cpu-m",
@@ -32,12 +33,14 @@ async def test_everything_comes_back_after_a_restart(tmp_path: Path) -> None:
     wishes.pin("Qwen3:8B", "n1", "GPU-0")
     wishes.add_launch(LAUNCH)
     wishes.set_cordon("n2", True)
+    wishes.learned = learned = Learned({"llama": 1.2}, {"nvidia": 500}, {"llama 1": 1.1})
     await file.store()
     again, file = kept(tmp_path / "deep" / "wishes.json")
     file.load()
     assert again.is_pinned("qwen3:8b", "n1", ["GPU-1", "GPU-0"])
     assert again.launch_of(LAUNCH.engine_id) == LAUNCH
     assert again.is_cordoned("n2") and not again.is_cordoned("n1")
+    assert again.learned == learned
     assert not file.dirty.is_set()
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from olol_tui.models.learned import Learned, Observed, learn
+from olol_tui.models.learned import Learned, Observed, learn, learn_load
 from olol_tui.models.logged import Buffers, offloaded, read_buffers
-from olol_tui.models.memory import Settings, need
+from olol_tui.models.memory import Settings, load_key, need
 from tests.unit.test_placement_split import shape
 
 MIB = 2**20
@@ -80,6 +80,29 @@ def test_the_next_estimate_uses_it_for_buffers_alone() -> None:
     after = need(shape(), settings, learn(Learned(), seen(150)))
     assert after.rows_bytes == pytest.approx(before.rows_bytes * 1.5, abs=1)
     assert (after.weights, after.kv) == (before.weights, before.kv)
+
+
+def test_what_was_loaded_before_is_known_by_itself() -> None:
+    """The fullest of its devices counts, and a build that takes less is believed too."""
+    settings = Settings(4096)
+    load = load_key(shape(), settings)
+    known = learn_load(Learned(), load, [seen(120), seen(150), seen(90)])
+    assert known.knows(load) and known.compute_factor("llama", load) == 1.5
+    bare = need(shape(), settings)
+    assert need(shape(), settings, known).rows_bytes == pytest.approx(bare.rows_bytes * 1.5, abs=1)
+    again = learn_load(known, load, [seen(80), seen(70)])
+    assert again.compute_factor("llama", load) == 0.8
+    other = load_key(shape(), Settings(8192))
+    assert not again.knows(other), "another context"
+    assert again.compute_factor("llama", other) > 1.1, "what is known of the architecture"
+    assert learn_load(again, load, []) == again
+
+
+def test_only_the_latest_loads_are_remembered() -> None:
+    known = Learned()
+    for number in range(600):
+        known = learn_load(known, f"load {number}", [seen(100)])
+    assert len(known.loads) == 512 and known.knows("load 599") and not known.knows("load 0")
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(-9, 2**45))))

@@ -8,8 +8,9 @@ import msgspec
 
 from olol_tui.fleet.snapshot import Buffer, Engine, EngineKind, Layout
 from olol_tui.fleet.split_stage import Stage, stage
-from olol_tui.fleet.split_view import parts_of
+from olol_tui.fleet.split_view import lessons, parts_of
 from olol_tui.fleet.split_wish import PartWish, Ports, SplitWish, Way, replace_way
+from olol_tui.models.learned import Learned
 
 BUILD = "RPC 7.0.0, 0.6.0 (build 1, commit a)"
 KEY = "ssh-ed25519 AAAA"
@@ -160,3 +161,25 @@ def test_a_loading_worker_tells_how_much_has_arrived() -> None:
     far, near = parts_of(WISH, {**WORKERS, "h2/worker": held}, Ports(), None)
     assert far.progress == 0.5
     assert near.progress is None
+
+
+def test_what_a_head_logged_of_its_buffers_is_learned() -> None:
+    """By worker; what nobody estimated, or no log tells of, teaches nothing."""
+    estimated = replace_buffers(WISH, 20 * MIB)
+    ports = Ports(ways={"h2/worker": 3000, "h1/worker": 1000})
+    layout = Layout(
+        (
+            Buffer("127.0.0.1:3000", 30 * MIB, 5 * MIB, 24 * MIB),
+            Buffer("127.0.0.1:1000", 30 * MIB, 5 * MIB, 30 * MIB),
+            Buffer("CPU", 0, 0, 900 * MIB),
+        )
+    )
+    known = lessons(Learned(), estimated, layout, ports, {"cpu": "cpu"})
+    assert known.compute_factor("llama", "big 2048") == 1.5
+    assert lessons(known, WISH, layout, ports, {}) == known
+    assert lessons(known, estimated, Layout(), ports, {}) == known
+
+
+def replace_buffers(wish: SplitWish, size: int) -> SplitWish:
+    parts = tuple(msgspec.structs.replace(one, buffers_bytes=size) for one in wish.parts)
+    return msgspec.structs.replace(wish, parts=parts, architecture="llama", load="big 2048")
