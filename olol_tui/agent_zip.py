@@ -33,6 +33,10 @@ _MAIN = b"""import sys
 if sys.version_info < (3, 8):
     sys.exit("olol-agent needs Python 3.8 or newer, this is " + sys.version.split()[0])
 
+from olol_agent.importer import install
+
+install(sys.path[0])
+
 from olol_agent.__main__ import main
 
 sys.exit(main())

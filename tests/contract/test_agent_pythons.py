@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -73,6 +74,30 @@ def test_it_checks_itself(version: str, pyz: Path) -> None:
     report = json.loads(done.stdout)
     assert report["ok"] is True
     assert report["devices"] >= 1
+
+
+_COUNTED = """
+import collections, runpy, sys
+seen = collections.Counter()
+sys.addaudithook(lambda event, args: event == "compile" and seen.update([str(args[1])]))
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print({name: count for name, count in seen.items() if "olol_agent/" in name}, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("version", MODERN)
+def test_it_compiles_each_module_once(version: str, pyz: Path) -> None:
+    argv = [MODERN[version], "-I", "-c", _COUNTED, str(pyz), "--selfcheck"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    counts = ast.literal_eval(done.stderr)
+    # The importer itself is loaded by Python's own.
+    twice = {Path(name).name for name, count in counts.items() if count > 1}
+    assert twice <= {"__init__.py", "importer.py"}
+    assert len(counts) > 50
 
 
 @pytest.mark.parametrize("version", OLD)
