@@ -23,7 +23,6 @@ from olol_tui.fleet.engine_client import EngineClient
 from olol_tui.fleet.overlay import Overlay
 from olol_tui.fleet.road import Factory, Road
 from olol_tui.fleet.snapshot import (
-    STALE_AFTER_BEATS,
     Device,
     Engine,
     EngineState,
@@ -41,6 +40,8 @@ log = logging.getLogger("olol.fleet.endpoint")
 BEAT_S = 2.0
 TAGS_EVERY_S = 15.0
 BACKOFF_MAX_S = 15.0
+STALE_AFTER_POLLS = 3
+"""A poll takes its own time, and a server that loads a big model takes long for one."""
 _TIMEOUTS_TOLERATED = 1
 """A server that loads a big model may answer late once; one that refuses is down at once."""
 
@@ -185,7 +186,7 @@ class EndpointSession:
             engines=(self._overlay.apply(engine, now_s),),
             library=self._library,
             age_s=age_s,
-            stale=self._seen_s is not None and age_s > STALE_AFTER_BEATS * self._beat_s,
+            stale=self._seen_s is not None and age_s > STALE_AFTER_POLLS * self._beat_s,
             cordoned=cordoned,
             error=error,
             host=self._host,

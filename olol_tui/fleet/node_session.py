@@ -32,7 +32,17 @@ from olol_tui.fleet.identity import Identity
 from olol_tui.fleet.node_view import NodeFacts, build_node
 from olol_tui.fleet.overlay import Overlay
 from olol_tui.fleet.road import Factory, NotProvisioned, Road
-from olol_tui.fleet.snapshot import RUNNERS, Engine, Model, Node, NodeState, ProvisionStep, Role
+from olol_tui.fleet.silence import Silence
+from olol_tui.fleet.snapshot import (
+    RUNNERS,
+    STALE_AFTER_BEATS,
+    Engine,
+    Model,
+    Node,
+    NodeState,
+    ProvisionStep,
+    Role,
+)
 from olol_tui.fleet.steering import Steering
 from olol_tui.fleet.wire import ClockMap, Frame, Inventory
 from olol_tui.fleet.wishes import Wishes
@@ -88,11 +98,11 @@ class NodeSession:
             name=name,
             kind=road.kind,
             pool=config.pool,
-            beat_s=beat_s,
             is_simulated=config.simulated is not None,
             vram_limit=limits.configured(config),
             binaries=binaries,
         )
+        self._silence = Silence(STALE_AFTER_BEATS * beat_s, changed)
         self._overlay = Overlay(clock, changed)
         self._clock_map = ClockMap()
         self._client: AgentClient | None = None
@@ -126,6 +136,7 @@ class NodeSession:
             wishes=self._wishes,
             overlay=self._overlay,
             expires_at=self._expires_at,
+            is_silent=bool(self._silence),
         )
 
     def replan(self) -> None:
@@ -235,6 +246,7 @@ class NodeSession:
     async def aclose(self) -> None:
         # That it is closed is no news.
         self._road.watch(lambda: None)
+        self._silence.close()
         await self._road.aclose()
 
     def _agent(self) -> AgentClient:
@@ -330,6 +342,7 @@ class NodeSession:
         if hello is not None and frame.version not in ("", hello.version):
             log.info("%s: its agent is version %s now", self._name, frame.version)
             self._facts.hello = msgspec.structs.replace(hello, version=frame.version)
+        self._silence.heard()
         self._facts.frame = frame
         self._facts.frame_at_s = self._facts.contact_s = now_s
         self._facts.clock_ahead_s = walls.ahead_s(frame.t_wall, time.time())

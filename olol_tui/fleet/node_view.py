@@ -14,7 +14,6 @@ from olol_tui.fleet.road import RoadFacts
 from olol_tui.fleet.snapshot import (
     HELPERS,
     RUNNERS,
-    STALE_AFTER_BEATS,
     Device,
     Engine,
     Loaded,
@@ -36,7 +35,6 @@ class NodeFacts:
     name: str
     kind: Literal["local", "ssh"]
     pool: str
-    beat_s: float
     is_simulated: bool = False
     """It pretends to be a machine of its own: what really runs beside it is not its business."""
     state: NodeState = "connecting"
@@ -97,11 +95,13 @@ def build_node(
     wishes: Wishes,
     overlay: Overlay,
     expires_at: Callable[[str], str],
+    is_silent: bool = False,
 ) -> Node:
     """The node as readers see it.
 
     Args:
         expires_at: when a runner's model goes (RFC 3339), "" for never.
+        is_silent: nothing has come from the agent for too long.
     """
     frame = facts.frame
     cordoned = wishes.is_cordoned(facts.name)
@@ -140,7 +140,7 @@ def build_node(
         foreign=_foreign(facts, wishes.adopted_on(facts.name)),
         agent_version=facts.hello.version if facts.hello else "",
         age_s=age_s,
-        stale=frame is not None and age_s > STALE_AFTER_BEATS * facts.beat_s,
+        stale=frame is not None and is_silent,
         cpu_percent=frame.cpu_percent if frame else None,
         memory_bytes=_memory_bytes(facts),
         memory_used_bytes=frame.memory_used_bytes if frame else None,

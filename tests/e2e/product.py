@@ -27,8 +27,6 @@ from tests.contract.serve_rig import COMMAND, Instance
 from tests.e2e.cluster import MODEL, Operator, operator
 from tests.lab import Host, Lab
 
-SLACK_S = 1.5
-"""Between a fault and its clock, on a machine of two cores that runs the whole cluster too."""
 SILENT_S = 7.0
 SUDDEN_S = 1.0
 BOUND_S = 60.0

@@ -97,6 +97,7 @@ async def watch_states(ops: Operator, name: str, seen: list[str]) -> None:
         node = fleet.node(name)
         assert node is not None
         state = f"{node.state}, {','.join(engine.state for engine in node.engines)}"
+        state += ", stale" if node.stale else ""
         if not seen or seen[-1] != state:
             seen.append(state)
 
