@@ -1,12 +1,24 @@
-"""`vram_limit`: what models may take of a device together, less than it has. Pure."""
+"""What models may take of a device: less than it has by `vram_limit`, and beside splits. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from olol_tui.config import NodeConfig
 from olol_tui.fleet.snapshot import Device, Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What splits have of one device, in bytes."""
+
+    total_bytes: int = 0
+    coming_bytes: int = 0
+    """Of that, what is not loaded yet."""
+
+
+_NOTHING = Reserved()
 
 
 def configured(config: NodeConfig) -> Mapping[str, int]:
@@ -29,29 +41,44 @@ def limited(
     devices: tuple[Device, ...],
     limits: Mapping[str, int],
     engines: Iterable[Engine],
-    reserved: Mapping[str, int],
+    reserved: Mapping[str, Reserved],
 ) -> tuple[Device, ...]:
-    """The devices as everybody shall see them: no larger than their limit.
+    """The devices as everybody shall see them: no larger than their limit, and with what splits
+    are about to take as taken.
 
-    Used is what our own models take, and more where others left less than the limit free.
+    Used is what our own models take, and more where others left less free.
 
     Args:
-        reserved: bytes by UUID that splits take or are about to take.
+        engines: without heads of splits, whose models lie elsewhere too.
+        reserved: by UUID.
     """
-    if not limits:
+    if not limits and not reserved:
         return devices
-    taken = dict(reserved)
+    taken = {uuid: one.total_bytes for uuid, one in reserved.items()}
     for engine in engines:
         for uuid in engine.devices:
             size = sum(one.vram_bytes or one.size_bytes for one in engine.loaded)
             taken[uuid] = taken.get(uuid, 0) + size // len(engine.devices)
-    return tuple(_limited(device, limit_of(device, limits), taken) for device in devices)
+    return tuple(
+        _limited(
+            device,
+            limit_of(device, limits),
+            taken.get(device.uuid, 0),
+            reserved.get(device.uuid, _NOTHING),
+        )
+        for device in devices
+    )
 
 
-def _limited(device: Device, limit: int | None, taken: Mapping[str, int]) -> Device:
-    if limit is None or device.vram_bytes is None or limit >= device.vram_bytes:
+def _limited(device: Device, limit: int | None, taken: int, reserved: Reserved) -> Device:
+    total = device.vram_bytes
+    if total is None or (not reserved.total_bytes and (limit is None or limit >= total)):
         return device
-    free = max(0, limit - taken.get(device.uuid, 0))
+    size = total if limit is None else min(limit, total)
+    free = max(0, size - taken)
     if device.free_bytes is not None:
-        free = min(free, device.free_bytes)
-    return replace(device, vram_bytes=limit, used_bytes=limit - free)
+        # What is being loaded is in the device's own account only in part, or not yet.
+        free = min(free, max(0, device.free_bytes - reserved.coming_bytes))
+    elif limit is None:
+        return replace(device, lent_bytes=reserved.total_bytes)
+    return replace(device, vram_bytes=size, used_bytes=size - free, lent_bytes=reserved.total_bytes)

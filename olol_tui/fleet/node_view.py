@@ -119,7 +119,9 @@ def build_node(
         for engine in engines
     ]
     reserved = wishes.splits.reserved_on(facts.name)
-    devices = limited(facts.devices, facts.vram_limit, finished, reserved)
+    heads = wishes.splits.heads()
+    whole = [engine for engine in finished if engine.id not in heads]
+    devices = limited(facts.devices, facts.vram_limit, whole, reserved)
     index = {device.uuid: device.index for device in devices}
     finished.sort(key=lambda e: (min((index.get(d, 0) for d in e.devices), default=0), e.id))
     age_s = max(0.0, now_s - facts.frame_at_s) if frame is not None else 0.0

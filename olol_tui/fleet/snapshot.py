@@ -100,6 +100,8 @@ class Device:
     vendor: Literal["nvidia", "amd", "cpu", "simulated", "unknown"] = "unknown"
     vram_bytes: int | None = None
     used_bytes: int | None = None
+    lent_bytes: int = 0
+    """Of used_bytes, what is reserved for splits, loaded or about to be."""
     util_percent: float | None = None
     temp_c: float | None = None
     temp_limit_c: float | None = None

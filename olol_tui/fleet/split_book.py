@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+from olol_tui.fleet.limits import Reserved
 from olol_tui.fleet.split_wish import KeptSplit, Ports, SplitWish
 from olol_tui.fleet.wire import Spec
 
@@ -19,6 +21,8 @@ class SplitBook:
         self._ports: dict[str, Ports] = {}
         self._specs: dict[str, Mapping[str, tuple[Spec, ...]]] = {}
         self._refusals: dict[str, str] = {}
+        self._loaded: set[str] = set()
+        self._promised: dict[str, SplitWish] = {}
 
     def __iter__(self) -> Iterator[SplitWish]:
         return iter(tuple(self._wishes.values()))
@@ -34,6 +38,7 @@ class SplitBook:
     def drop(self, split_id: str) -> SplitWish | None:
         for kept in (self._specs, self._ports, self._refusals):
             kept.pop(split_id, None)
+        self._loaded.discard(split_id)
         wish = self._wishes.pop(split_id, None)
         if wish is not None:
             self._changed()
@@ -76,14 +81,40 @@ class SplitBook:
         """Why an agent refused a part of it; empty when none did."""
         return self._refusals.get(split_id, "")
 
-    def reserved_on(self, node: str) -> Mapping[str, int]:
-        """Bytes of splits by UUID, loaded or about to be."""
-        taken: dict[str, int] = {}
-        for wish in self._wishes.values():
+    def set_loaded(self, split_id: str, is_loaded: bool) -> None:
+        """Whether its parts hold what was planned for them; not kept over a restart."""
+        if is_loaded:
+            self._loaded.add(split_id)
+        else:
+            self._loaded.discard(split_id)
+
+    def reserved_on(self, node: str) -> Mapping[str, Reserved]:
+        """What splits have of each device, by UUID."""
+        taken: dict[str, Reserved] = {}
+        for wish in {**self._promised, **self._wishes}.values():
             for part in wish.parts:
                 if part.node == node:
-                    taken[part.device] = taken.get(part.device, 0) + part.planned_bytes
+                    before = taken.get(part.device, Reserved())
+                    coming = 0 if wish.id in self._loaded else part.planned_bytes
+                    taken[part.device] = Reserved(
+                        before.total_bytes + part.planned_bytes, before.coming_bytes + coming
+                    )
         return taken
+
+    @contextmanager
+    def promised(self, wish: SplitWish) -> Iterator[None]:
+        """Room is being made for this split: nobody else may take it meanwhile."""
+        self._promised[wish.id] = wish
+        self._changed()
+        try:
+            yield
+        finally:
+            del self._promised[wish.id]
+            self._changed()
+
+    def heads(self) -> frozenset[str]:
+        """Ids of the engines that head a split."""
+        return frozenset(wish.engine for wish in self._wishes.values())
 
     # -- kept over restarts
 

@@ -223,13 +223,10 @@ class Planning:
     def _free(self, node: Node, device: Device, own: int, *, evict: bool) -> int:
         if device.free_bytes is None or device.vram_bytes is None:
             return 0
-        free = device.free_bytes
-        limited = self._is_limited(node.name, device)
-        if limited:
-            free = min(device.vram_bytes, free + own)
-        else:
+        # What is reserved for splits is taken already, by the device's own account.
+        free = min(device.vram_bytes, device.free_bytes + own)
+        if not self._is_limited(node.name, device):
             free -= max(MARGIN_BYTES, int(device.vram_bytes * MARGIN_SHARE))
-            free -= self._wishes.splits.reserved_on(node.name).get(device.uuid, 0) - own
         if evict:
             free += sum(one.bytes for one in self._idle(node, device))
         return free
@@ -239,9 +236,12 @@ class Planning:
         return config is not None and config.vram_limit is not None
 
     def _idle(self, node: Node, device: Device) -> Iterable[Victim]:
-        """Models on the device that may go: not pinned, not busy."""
+        """Models on the device that may go: not pinned, not busy, no part of another split."""
+        heads = self._wishes.splits.heads()
         for engine in node.engines:
             if device.uuid not in engine.devices or engine.kind == "endpoint":
+                continue
+            if engine.id in heads:
                 continue
             running = self._busy(engine.id)
             for one in engine.loaded:

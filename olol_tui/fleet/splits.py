@@ -226,6 +226,7 @@ class Splits:
             ports = wishes.splits.ports(wish.id)
             before = msgspec.json.encode(ports)
             run.now = now = stage(wish, engines, ports, relayed)
+            wishes.splits.set_loaded(wish.id, now.state == "ready")
             if msgspec.json.encode(ports) != before:
                 wishes.splits.note_ports()
             self._relays.want(wish.id, wish.node, now.relays)
@@ -321,9 +322,10 @@ class Splits:
 
     async def _apply(self, report: Report, draft: Draft, before: SplitWish | None) -> None:
         """Make room, then wish for it."""
-        for victim in draft.victims:
-            await self._eviction.evict(report, victim)
         wish = draft.wish
+        with self._desk.wishes.splits.promised(wish):
+            for victim in draft.victims:
+                await self._eviction.evict(report, victim)
         if before is not None:
             if before.engine != wish.engine:
                 self._desk.leases.drop(before.engine)

@@ -176,4 +176,5 @@ def room_of(target: Target, busy: Callable[[str], frozenset[str]]) -> Room:
         total_bytes=None if None in totals else sum(t for t in totals if t is not None),
         free_bytes=None if None in frees else sum(f for f in frees if f is not None),
         residents=tuple(residents),
+        lent_bytes=sum(device.lent_bytes for device in devices),
     )

@@ -75,6 +75,8 @@ class Room:
     total_bytes: int | None
     free_bytes: int | None
     residents: tuple[Resident, ...] = ()
+    lent_bytes: int = 0
+    """What splits have of it; nobody else may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +170,15 @@ def _make_room(name: str, need: Estimate, room: Room, free_bytes: int) -> Fit:
             _names([*goes, *waits_for]),
         )
     movable = sum(r.bytes for r in (*idle, *busy))
-    if pinned and free_bytes + movable + sum(r.bytes for r in pinned) >= need.total_bytes:
+    fixed = sum(r.bytes for r in pinned) + room.lent_bytes
+    if fixed and free_bytes + movable + fixed >= need.total_bytes:
+        stays = [f"{_listed(pinned)} stays pinned"] if pinned else []
+        stays += [f"a split holds {format_size(room.lent_bytes)}"] if room.lent_bytes else []
         return Fit(
             "never",
             need,
             f"{asks} and at most {format_size(free_bytes + movable)} can be freed on "
-            f"{room.where}: {_listed(pinned)} stays pinned",
+            f"{room.where}: {', '.join(stays)}",
         )
     # The rest is held by somebody else (another program, a desktop): it may go, so it is the
     # engine that has to say no.
@@ -191,7 +196,7 @@ def room_foreign_bytes(room: Room) -> int:
     if room.total_bytes is None or room.free_bytes is None:
         return 0
     used = room.total_bytes - room.free_bytes
-    return max(0, used - sum(r.bytes for r in room.residents))
+    return max(0, used - room.lent_bytes - sum(r.bytes for r in room.residents))
 
 
 def _until(candidates: Sequence[Resident], missing_bytes: int) -> list[Resident]:

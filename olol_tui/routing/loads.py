@@ -143,7 +143,8 @@ def _offer(
             chosen.append(one)
     freed = sum(harm.size_bytes for harm in chosen)
     if freed < missing:
-        return f"{format_size(missing - freed)} short: what is loaded there is busy or pinned"
+        held = f", and a split has {format_size(seat.lent_bytes)}" if seat.lent_bytes else ""
+        return f"{format_size(missing - freed)} short: what is loaded there is busy or pinned{held}"
     for one in reversed(chosen[:-1]):
         # What was taken before a bigger one came may not be needed beside it.
         if freed - one.size_bytes >= missing:

@@ -51,6 +51,8 @@ class Seat:
     need_bytes: int
     vram_bytes: int | None
     free_bytes: int | None
+    lent_bytes: int = 0
+    """Of the device, what splits have, loaded or about to be."""
     idle_residents: tuple[tuple[str, int], ...] = ()
     """Other unpinned models on the same engine, (canonical name, bytes): may be evicted."""
     longest_context: int | None = None
@@ -211,6 +213,7 @@ class Roster:
             need_bytes=need_bytes(entry.size_bytes, owned[0].vendor if owned else ""),
             vram_bytes=_total(total),
             free_bytes=_less(_total(free), unseen - left),
+            lent_bytes=sum(device.lent_bytes for device in owned),
             idle_residents=tuple(
                 (name, residents[name][0])
                 if name in residents
@@ -252,6 +255,7 @@ def _launchable(node: Node, device: Device, entry: Model) -> Seat:
         need_bytes=need_bytes(entry.size_bytes, device.vendor),
         vram_bytes=device.vram_bytes,
         free_bytes=device.free_bytes,
+        lent_bytes=device.lent_bytes,
         refused=_node_refusal(node),
         dead=node.state == "failed",
         incarnation=f"{node.name}/{device.uuid}",

@@ -93,6 +93,13 @@ def test_a_pinned_model_is_never_asked_to_go() -> None:
     assert "at most 12 GiB can be freed" in fit.reason and "pin:1 (12 GiB) stays" in fit.reason
 
 
+def test_what_a_split_holds_is_not_for_others() -> None:
+    here = Room("n1/gpu0", 24 * GIB, 8 * GIB, (resident("b:1", 4),), lent_bytes=12 * GIB)
+    fit = judge("a:1", need(18), here)
+    assert fit.is_refused
+    assert "at most 12 GiB can be freed on n1/gpu0: a split holds 12 GiB" in fit.reason
+
+
 def test_memory_of_other_programs_warns_and_does_not_refuse() -> None:
     fit = judge("a:1", need(18), room(8))
     assert not fit.is_refused

@@ -237,3 +237,17 @@ def test_what_a_device_cannot_hold_is_said() -> None:
     cold = Here((gpu("a"), gpu("small", vram=4))).decide()
     assert cold.action == "load"
     assert "not small/gpu0: the model needs 5.7 GiB, the device has 4 GiB" in cold.text
+
+
+def test_a_model_is_not_sent_where_a_split_has_the_memory() -> None:
+    node = gpu("a")
+    (device,) = node.devices
+    assert device.vram_bytes is not None
+    taken = replace(device, used_bytes=device.vram_bytes - 2 * GIB, lent_bytes=12 * GIB)
+    here = Here((replace(node, devices=(taken,)),))
+    decision = here.decide()
+    assert decision.action == "wait"
+    assert "a split has 12 GiB" in decision.text
+    here.nodes = (*here.nodes, gpu("b"))
+    decision = here.decide()
+    assert decision.seat is not None and decision.seat.node == "b"
