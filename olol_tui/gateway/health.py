@@ -53,11 +53,16 @@ class Health:
         """
         now = self._loop.time()
         others = self.has_other(model, frozenset({seat.incarnation}))
-        ejected = self._ejection.failed(seat.key, now, others=others)
-        self._metrics.engine_failed(seat.key, cause, ejected=ejected)
+        span_s = self._ejection.failed(seat.key, now, others=others)
+        self._metrics.engine_failed(seat.key, cause, ejected=span_s > 0)
         log.warning(
             "engine failed",
-            extra={"engine": seat.key, "reason": reason, "cause": cause, "ejected": ejected},
+            extra={
+                "engine": seat.key,
+                "reason": reason,
+                "cause": cause,
+                "ejected_s": round(span_s, 1),
+            },
         )
         self._fleet.kick(seat.engine)
 

@@ -94,29 +94,30 @@ class Ejection:
 
     # -- what requests met
 
-    def failed(self, engine: str, now_s: float, *, others: bool) -> bool:
+    def failed(self, engine: str, now_s: float, *, others: bool) -> float:
         """An engine broke off, refused or fell silent.
 
         Args:
             others: another engine can serve the model; the last one is never ejected.
 
         Returns:
-            Whether it was ejected by this.
+            For how long it was ejected by this, seconds; 0: it was not.
         """
         state = self._states.setdefault(engine, _State())
         state.failures += 1
         on_probation = 0 < state.until_s <= now_s
         state.probing = False
         if state.until_s > now_s or not others:
-            return False
+            return 0.0
         if state.failures < EJECT_AFTER and not on_probation:
-            return False
+            return 0.0
         state.forget(now_s)
         state.times += 1
         state.started_s = None
         state.ejected_s = now_s
-        state.until_s = now_s + self._jittered(min(EJECT_BASE_S * state.times, EJECT_MAX_S))
-        return True
+        span_s = self._jittered(min(EJECT_BASE_S * state.times, EJECT_MAX_S))
+        state.until_s = now_s + span_s
+        return span_s
 
     def forgiven(self, engine: str) -> None:
         """A failure that others shared: the request was at fault, not the engine."""

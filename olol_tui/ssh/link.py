@@ -301,8 +301,15 @@ class NodeLink:
 
     async def _pause(self, failures: int, error: SSHError) -> int:
         """Wait before the next attempt, not longer than 30 s; `retry` ends it."""
-        pause_s = self._jitter() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**failures)
-        log.info("%s: %s; again in %.1f s", self.name, error, pause_s)
+        at_most_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**failures)
+        pause_s = self._jitter() * at_most_s
+        log.info(
+            "%s: %s; again in %.1f s",
+            self.name,
+            error,
+            pause_s,
+            extra={"node": self.name, "pause_s": round(pause_s, 2), "at_most_s": at_most_s},
+        )
         self._path.why_down = str(error)
         self._set(replace(self.state, phase="lost", error=error, retry_in_s=pause_s))
         with contextlib.suppress(TimeoutError):

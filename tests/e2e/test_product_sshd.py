@@ -7,16 +7,20 @@ at the records. One host forbids every kind of forwarding from the start.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from olol_tui.fleet.commands import Reconnect
 from olol_tui.fleet.snapshot import Fleet, Node
+from olol_tui.routing.ejection import EJECT_AFTER
 from tests.e2e.cluster import Operator, is_up
 from tests.e2e.product import (
     SUDDEN_S,
@@ -33,7 +37,7 @@ from tests.e2e.product import (
     told,
 )
 from tests.e2e.streams import Watched
-from tests.lab import Lab
+from tests.lab import Host, Lab
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,6 +49,12 @@ FLAPS = 4
 FLAP_S = 3.0
 CONNECTIONS_A_FLAP = 8
 """Two are used; the others may be those that the next flap cut while they were made."""
+SETTLED_S = 35.0
+"""The longest pause between two attempts is thirty."""
+PAUSES_AT_MOST_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Of the attempts after each other; those after them as the last."""
+EJECTED_S = ((8.0, 12.0), (16.0, 24.0), (24.0, 36.0))
+"""Ten seconds more each time, a fifth up or down."""
 RETRY_SHARE = 0.2
 RETRY_FLOOR = 3
 STREAMS = 20
@@ -73,6 +83,10 @@ class Records:
     connections_per_flap: float = 0.0
     settled_s: float = 0.0
     """From the last heal until the flapping host was back."""
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+    """Before each attempt to reach the flapping host: seconds, and how many they could be."""
+    ejections_s: list[float] = field(default_factory=list)
+    """Spans for which its engine got no requests."""
     before: dict[str, int | None] = field(default_factory=dict)
     after: dict[str, int | None] = field(default_factory=dict)
     processes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -86,6 +100,7 @@ class Scenario:
 
     def __init__(self, served: Product, ops: Operator, client: Client) -> None:
         self.records = Records()
+        self._served = served
         self._hosts = served.lab.hosts
         self._ops = ops
         self._client = client
@@ -168,6 +183,43 @@ class Scenario:
         self.records.settled_s = await self._back(FLAPPING, healed_s) - healed_s
         made = await self._connections(FLAPPING) - seen
         self.records.connections_per_flap = made / FLAPS
+        self.records.pauses = [
+            (entry["pause_s"], entry["at_most_s"])
+            for entry in self._log("olol.ssh.link")
+            if entry.get("node") == FLAPPING
+        ]
+        if len(self._ejections()) < 2:
+            await self._fall_once_more(host)
+        self.records.ejections_s = self._ejections()
+
+    async def _fall_once_more(self, host: Host) -> None:
+        """As soon as it is trusted with streams again."""
+        async with asyncio.timeout(BOUND_S):
+            while len(self._ejections()) < 2:
+                async with self._client.streams(STREAMS) as streams:
+                    on_it = [stream for stream in streams if stream.host == FLAPPING]
+                    if len(on_it) < EJECT_AFTER:
+                        continue
+                    async with self._lab:
+                        await asyncio.to_thread(host.cut, "rst")
+                    await ends(on_it)
+                    self.records.flapping += on_it
+                async with self._lab:
+                    await asyncio.to_thread(host.heal)
+        await self._back(FLAPPING, time.monotonic())
+
+    def _log(self, logger: str) -> list[dict[str, Any]]:
+        """What the core has logged, as anybody can read it."""
+        lines = self._served.instance.log.splitlines()
+        entries = [json.loads(line) for line in lines if line.startswith("{")]
+        return [entry for entry in entries if entry["logger"] == logger]
+
+    def _ejections(self) -> list[float]:
+        return [
+            entry["ejected_s"]
+            for entry in self._log("olol.gateway")
+            if entry.get("ejected_s") and entry["engine"].startswith(f"{FLAPPING}/")
+        ]
 
     async def _connections(self, name: str) -> int:
         """How many connections the host's sshd has seen."""
@@ -255,10 +307,10 @@ def test_f19_without_forwarding_everything_goes_through_sessions(records: Record
 
 
 def test_f22_a_flapping_host_starts_no_storm(records: Records) -> None:
-    told("F22 flapping: settled", records.settled_s, REJOIN_S)
+    told("F22 flapping: settled", records.settled_s, SETTLED_S)
     print(f"  {records.retries:.0f} retries, {records.requests:.0f} requests")
     print(f"  {records.connections_per_flap:.1f} connections a flap")
-    assert records.settled_s <= REJOIN_S
+    assert records.settled_s <= SETTLED_S
     assert records.retries <= max(RETRY_FLOOR, RETRY_SHARE * records.requests)
     assert records.connections_per_flap <= CONNECTIONS_A_FLAP
     assert_told_broken(records.flapping, "F22")
@@ -266,6 +318,23 @@ def test_f22_a_flapping_host_starts_no_storm(records: Records) -> None:
     for one in records.fed:
         told_of_it = one.is_told_broken and one.host in (RESTARTED, REVOKED, FLAPPING)
         assert one.is_whole or told_of_it, str(one)
+
+
+def test_f22_a_flapping_host_is_left_alone_longer_each_time(records: Records) -> None:
+    for span_s, (_, most_s) in zip(records.ejections_s, EJECTED_S, strict=False):
+        told("F22 its engine ejected for", span_s, most_s)
+    print(f"  attempts after {', '.join(f'{s:g} of {most:g}' for s, most in records.pauses)} s")
+    assert len(records.ejections_s) >= 2
+    assert all(one < after for one, after in pairwise(records.ejections_s[: len(EJECTED_S)]))
+    for span_s, (least_s, most_s) in zip(records.ejections_s, EJECTED_S, strict=False):
+        assert least_s <= span_s <= most_s
+    # A line that held for three seconds is no reason to begin anew.
+    bounds = [most_s for _, most_s in records.pauses]
+    longest = PAUSES_AT_MOST_S[-1]
+    expected = [*PAUSES_AT_MOST_S, *[longest] * len(bounds)]
+    assert bounds == expected[: len(bounds)]
+    assert len(bounds) >= 3, "even with the longest pauses that chance allows"
+    assert all(pause_s <= most_s for pause_s, most_s in records.pauses)
 
 
 def test_engines_never_notice(records: Records) -> None:

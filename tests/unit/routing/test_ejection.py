@@ -44,7 +44,7 @@ def ticket(**more: Any) -> Ticket:
 
 
 def fail(q: Queue, engine: str, now_s: float, times: int = EJECT_AFTER) -> bool:
-    return [q.ejection.failed(engine, now_s, others=True) for _ in range(times)][-1]
+    return [q.ejection.failed(engine, now_s, others=True) for _ in range(times)][-1] > 0
 
 
 def taken(q: Queue, r: Roster, now_s: float, **more: Any) -> Dispatch:
