@@ -68,6 +68,11 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     provision = actions.add_parser(
         "provision", parents=[shared, many, as_json, keys], help="install what a node needs"
     )
+    provision.add_argument(
+        "--build-llama",
+        action="store_true",
+        help="build llama.cpp for splits there, as llama_build = true does",
+    )
     provision.set_defaults(run=_provision)
     uninstall = actions.add_parser(
         "uninstall", parents=[shared, many, as_json, keys], help="remove it and prove it"
@@ -281,6 +286,8 @@ async def _run(args: argparse.Namespace, order: tuple[StepName, ...]) -> int:
     config, paths = config_of(args)
     names = _chosen(args, config)
     connector = _connector(paths, accept_new=args.accept_new)
+    if getattr(args, "build_llama", False):
+        config = _building(config)
     jobs, archives = await _jobs(config, paths, names, connector)
     teller = Teller(names, quiet=args.json)
     reports = await run_all(jobs, archives, told=teller.tell, dry_run=args.dry_run, order=order)
@@ -296,6 +303,15 @@ async def _run(args: argparse.Namespace, order: tuple[StepName, ...]) -> int:
     return 0 if all(_is_fine(report, dry_run=args.dry_run) for report in reports) else 1
 
 
+def _building(config: ClusterConfig) -> ClusterConfig:
+    """The configuration with llama.cpp built on the nodes, whatever else it says of it."""
+    engines = config.engines
+    if engines.llama_build:
+        return config
+    more = {"llama_build": True, "llama_archive": "", "llama_sha256": ""}
+    return config.model_copy(update={"engines": engines.model_copy(update=more)})
+
+
 def _is_fine(report: Report, *, dry_run: bool) -> bool:
     if not dry_run:
         return report.ok
@@ -309,7 +325,7 @@ async def _jobs(
     from olol_tui.provision.jobs import Kit, build_jobs
 
     me = await asyncio.to_thread(load_identity, paths.state_dir / "controller-id")
-    kit = Kit(paths.cache_dir, config.engines.ollama_archive, me.id)
+    kit = Kit(paths.cache_dir, config.engines, me.id)
     trusts = _trusts if _is_interactive() else None
     jobs = await asyncio.to_thread(build_jobs, config, names, kit, connector, trusts)
     return jobs, kit.archives

@@ -58,6 +58,15 @@ def self_argv() -> tuple[str, ...]:
     return (sys.executable, "-I", "-c", code)
 
 
+def _see_brought_programs(state: Path) -> None:
+    """llama.cpp that was brought for splits, or built here, goes before any other: every node
+    of a split must run the same."""
+    ours = str(state / "llama" / "bin")
+    known = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if ours not in known:
+        os.environ["PATH"] = os.pathsep.join([ours, *known])
+
+
 def main(argv: list[str]) -> int:
     """Run the agent in the foreground until SIGTERM or POST /v1/shutdown."""
     options = _parse(argv)
@@ -66,6 +75,7 @@ def main(argv: list[str]) -> int:
         policy = Policy.from_json(options.policy)
         root = options.state_dir.expanduser().resolve()
         state = State(root, options.machine_id, handover.lock if handover else None)
+        _see_brought_programs(state.path)
     except AgentError as error:
         return _refused(error)
     try:

@@ -74,6 +74,21 @@ def _archive(text: str, info: ValidationInfo) -> str:
 ArchiveSource = Annotated[str, AfterValidator(_archive)]
 
 
+def _source(given: Any, info: ValidationInfo) -> bool | str:
+    """As an archive, or whether to take the one that is known."""
+    if isinstance(given, bool):
+        return given
+    if not isinstance(given, str) or ("://" in given and not given.startswith("http")):
+        raise ValueError(f"expected true, or a path or an http(s) URL, got {given!r}")
+    return _archive(given, info) or False
+
+
+def _sha256(text: str) -> str:
+    if text and (len(text) != 64 or set(text.lower()) - set("0123456789abcdef")):
+        raise ValueError(f"expected the 64 hexadecimal digits of a sha256, got {text!r}")
+    return text.lower()
+
+
 def _device_key(key: str) -> str:
     if key.isascii() and (key.isdigit() or ("-" in key and key.isprintable() and " " not in key)):
         return key
@@ -289,6 +304,27 @@ class EnginesConfig(_Table):
     llama_server: str = ""
     """llama.cpp's program for heads of splits on every node, or its directory."""
     rpc_server: str = ""
+    llama_archive: ArchiveSource = ""
+    """Path or URL of llama.cpp's programs for splits (`.tar.gz`, `.tgz`, `.tar.zst`): llama-server
+    and ggml-rpc-server with their .so files; `{arch}` as above. Uploaded where it is wanted."""
+    llama_build: Annotated[bool | str, BeforeValidator(_source)] = False
+    """Build them on the nodes: true from the package index's source, or path or URL of another."""
+    llama_sha256: Annotated[str, AfterValidator(_sha256)] = ""
+    """Of that archive or source, in place of a `sha256sum.txt` beside it."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> EnginesConfig:
+        if self.llama_archive and self.llama_build:
+            raise _problem(
+                "expected either llama_archive or llama_build, got both", "engines", "llama_build"
+            )
+        if self.llama_sha256 and not self.llama_archive and not isinstance(self.llama_build, str):
+            told = "expected llama_archive or the source's path as llama_build beside it, got none"
+            raise _problem(told, "engines", "llama_sha256")
+        if self.llama_sha256 and "{arch}" in self.llama_archive:
+            told = "expected no hash of one file beside several (llama_archive has {arch})"
+            raise _problem(told, "engines", "llama_sha256")
+        return self
 
 
 class SplitConfig(_Table):

@@ -148,7 +148,7 @@ class Crew:
             }
             self.config = config
             if self._remotes is not None and before.engines != config.engines:
-                self._remotes.renew(config.engines.ollama_archive)
+                self._remotes.renew(config.engines)
             self._adjust(before, kept)
             leaving = {n: m for n, m in self._members.items() if n not in kept}
             # A member that is replaced first lets go of what its successor needs.
@@ -195,6 +195,7 @@ class Crew:
         for name, member in kept.items():
             if isinstance(member, NodeSession):
                 node = self.config.nodes[name]
+                member.name_binaries(split_binaries.named(node, self.config.engines))
                 # The files of [models] lie on this machine.
                 if node != member.config or not (same_files or not node.local):
                     log.info("%s is wanted otherwise", name)
@@ -279,7 +280,7 @@ class Crew:
 
         if self._remotes is None:
             self._remotes = Remotes(
-                self._paths, self.config.engines.ollama_archive, self._identity, self._questions.ask
+                self._paths, self.config.engines, self._identity, self._questions.ask
             )
         return self._remotes
 

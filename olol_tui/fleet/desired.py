@@ -76,6 +76,11 @@ def choose_kind(config: NodeConfig, inventory: Inventory) -> Choice:
         if config.engine in has or (config.binary and config.engine in ("ollama", "llama-server")):
             return Choice(config.engine, f'engine = "{config.engine}"')
         how = _HOW_TO_GET[config.engine]
+        if config.engine == "llama-server" and not config.local:
+            how += (
+                "; or name an [engines] llama_archive, or set llama_build = true to have it built "
+                "there, and provision again (P)"
+            )
         return Choice(None, f"{_LABELS[config.engine]} was not found: {how}")
     if "ollama" in has or config.binary:
         return Choice("ollama", "Ollama is installed")

@@ -157,12 +157,17 @@ class NodeSession:
         self._steering.reconfigure(config)
         self._look_now.set()
 
+    def name_binaries(self, kinds: frozenset[str]) -> None:
+        """The configuration names these kinds' programs, as of now."""
+        self._facts.binaries = kinds
+
     def try_now(self) -> None:
         """Do not wait for the next attempt; what the last one said may not hold any more."""
         if self._facts.state == "failed":
             self._facts.state = "connecting"
             self._facts.link_error = ""
         self._try_now.set()
+        self._look_now.set()
         self._changed()
 
     def show_steps(self, steps: tuple[ProvisionStep, ...]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, cast
 
-from olol_tui.fleet import desired
+from olol_tui.fleet import desired, split_binaries
 from olol_tui.fleet.limits import limited
 from olol_tui.fleet.overlay import Overlay
 from olol_tui.fleet.road import RoadFacts
@@ -70,6 +70,17 @@ class NodeFacts:
         if self.inventory is None or self.holder is not None or self.plan.error:
             return False
         return kind in self.binaries or self.inventory.engines.get(kind) is not None
+
+    @property
+    def lacks(self) -> str:
+        """What the roles of its devices need, and it does not have; empty when there is nothing."""
+        lent = [device.label for device in self.devices if device.role == "rpc"]
+        if not lent or self.inventory is None or self.is_simulated or self.holder is not None:
+            return ""
+        if "rpc-server" in self.binaries or self.inventory.engines.get("rpc-server") is not None:
+            return ""
+        verb = "is" if len(lent) == 1 else "are"
+        return f"{', '.join(lent)} {verb} for splits (role rpc), but there is no ggml-rpc-server"
 
     def show_devices(self) -> None:
         """Look at the devices and their roles anew; not at every view, which are many."""
@@ -149,7 +160,7 @@ def build_node(
         cordoned=cordoned,
         pool=facts.pool,
         error=_error(facts),
-        hint=facts.link_hint if facts.link_error else "",
+        hint=_hint(facts),
         host=road.host,
         ssh_command=road.ssh_command,
         provisioned=road.provisioned,
@@ -196,10 +207,20 @@ def _error(facts: NodeFacts) -> str:
         facts.link_error
         or facts.plan.error
         or facts.steer_error
-        or facts.plan.warning
+        or "; ".join(filter(None, (facts.plan.warning, facts.lacks)))
         or "; ".join(inventory_errors)
         or "; ".join(facts.model_errors)
     )
+
+
+def _hint(facts: NodeFacts) -> str:
+    """What to do about `_error`, where it is known."""
+    if facts.link_error:
+        return facts.link_hint
+    if facts.plan.error or facts.steer_error or not facts.lacks:
+        return ""
+    is_here = facts.kind == "local"
+    return split_binaries.HOW_TO_GET_HERE if is_here else split_binaries.HOW_TO_GET
 
 
 def _engine(status: Status, facts: NodeFacts, cordoned: bool, offset_s: float) -> Engine:

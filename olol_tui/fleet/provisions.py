@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from olol_tui.provision.plan import StepName
     from olol_tui.provision.runner import Provisioning
     from olol_tui.provision.runner import Report as Run
+    from olol_tui.provision.steps import StepResult
 
 log = logging.getLogger("olol.fleet.provisions")
 
@@ -64,9 +65,16 @@ class Provisions:
 
         async def work(report: Report) -> str:
             show = _Show(session, report, tail=_LAST)
-            async with road.busy:
+            async with _Held(road.busy) as busy:
                 run = self._unfinished.pop(node, None) or await self._run(node, road)
-                run.told = lambda _, __: show.theirs(run)
+
+                def told(_: str, step: StepResult) -> None:
+                    show.theirs(run)
+                    if step.name == "llama" and step.state == "running" and busy.let_go():
+                        # What it builds takes long, and the agent is up: the node may be used.
+                        session.try_now()
+
+                run.told = told
                 try:
                     done = await run.run()
                 finally:
@@ -218,6 +226,29 @@ class Provisions:
             return "skipped", "there is no engine to ask", ""
         took_ms = (time.monotonic() - began_s) / len(asked) * 1000
         return "done", f"an answer by the gateway's road in {took_ms:.0f} ms", ""
+
+
+class _Held:
+    """A lock that may be let go before the end of its block."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self._is_held = False
+
+    async def __aenter__(self) -> _Held:
+        await self._lock.acquire()
+        self._is_held = True
+        return self
+
+    def let_go(self) -> bool:
+        """Whether it was held until now."""
+        was_held, self._is_held = self._is_held, False
+        if was_held:
+            self._lock.release()
+        return was_held
+
+    async def __aexit__(self, *_: object) -> None:
+        self.let_go()
 
 
 class _Show:

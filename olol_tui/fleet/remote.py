@@ -16,7 +16,7 @@ from typing import Literal
 
 import httpx
 
-from olol_tui.config import NodeConfig
+from olol_tui.config import EnginesConfig, NodeConfig
 from olol_tui.errors import NodeError, OlolError
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.identity import Identity
@@ -58,17 +58,21 @@ class Remotes:
     """What all nodes over SSH share: whom we trust, our keys, what we bring along."""
 
     def __init__(
-        self, paths: Paths, archive: str, identity: Identity, ask: AskPassphrase | None = None
+        self,
+        paths: Paths,
+        engines: EnginesConfig,
+        identity: Identity,
+        ask: AskPassphrase | None = None,
     ) -> None:
         self._cache_dir = paths.cache_dir
-        self.kit = Kit(paths.cache_dir, archive, identity.id)
+        self.kit = Kit(paths.cache_dir, engines, identity.id)
         self.hostkeys = HostKeys(paths.state_dir / "known_hosts")
         self.connector = Connector(self.hostkeys, KeyRing(ask))
         self.identity = identity
 
-    def renew(self, archive: str) -> None:
-        """Another archive of the engine is configured."""
-        self.kit = Kit(self._cache_dir, archive, self.identity.id)
+    def renew(self, engines: EnginesConfig) -> None:
+        """Engines come from elsewhere now."""
+        self.kit = Kit(self._cache_dir, engines, self.identity.id)
 
 
 class RemoteRoad:

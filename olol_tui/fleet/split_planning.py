@@ -121,7 +121,8 @@ class Planning:
             if isinstance(found, SplitPlan):
                 break
         if isinstance(found, Refusal):
-            raise PlacementError(f"{canonical(name)} fits nowhere: {found.message}")
+            hint = "" if any(node.lends for node in nodes) else split_binaries.HOW_TO_GET
+            raise PlacementError(f"{canonical(name)} fits nowhere: {found.message}", hint=hint)
         model = next(model for node, model in heads if node.name == found.head.device.node)
         path = model.path or str(facts[found.head.device.node]["path"])
         wish = await self._write(found, model, path, context, slots, keep_alive_s)
@@ -355,7 +356,7 @@ def _no_head(
         where = ", ".join(node.name for node, _ in holders)
         return PlacementError(
             f"{canonical(name)} is on {where}, where there is no llama-server",
-            hint="Install llama.cpp there, or give its path as llama_server under [engines].",
+            hint=split_binaries.HOW_TO_GET,
         )
     lost = [node.name for node in nodes if _held(node, name) is not None]
     if lost:

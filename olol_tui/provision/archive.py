@@ -1,7 +1,7 @@
-"""The engine's archive on this machine: fetched once, checked, packed anew where it must be.
+"""Archives of engines on this machine: fetched once, checked, packed anew where they must be.
 
-The node never fetches anything. An archive is used only if the `sha256sum.txt` beside it
-names it and its hash is right.
+The node never fetches anything. An archive is used only if its hash is right, which the
+configuration gives, or the `sha256sum.txt` beside it; that of an sdist is known beforehand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from olol_tui.provision import sdist
 from olol_tui.provision.errors import ArchiveError
+from olol_tui.provision.sdist import Sdist
 from olol_tui.provision.upload import Source
 from olol_tui.units import format_size
 
@@ -37,6 +39,19 @@ LOOK_TIMEOUT = httpx.Timeout(5.0)
 """For a checksum that is only looked at: a mirror that is away must not hold up a node."""
 FETCH_TIMEOUT = httpx.Timeout(30.0, read=60.0)
 _PIECE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What the configuration says of an archive beside where it is."""
+
+    name: str = "ollama_archive"
+    sha256: str = ""
+    """As configured; empty: told by the list beside the archive."""
+    releases: str = "https://github.com/ollama/ollama/releases"
+
+
+OLLAMA = Field()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,54 +70,75 @@ class Archives:
     def __init__(self, cache: Path) -> None:
         self._cache = cache / "engines"
         self._locks: dict[str, asyncio.Lock] = {}
-        self._known: dict[str, Archive] = {}
+        self._known: dict[tuple[str, str], Archive] = {}
 
-    async def get(self, where: str, progress: Progress) -> Archive:
+    async def get(self, where: str, progress: Progress, field: Field = OLLAMA) -> Archive:
         """The archive at a path or URL, checked.
 
         Raises:
             ArchiveError: it cannot be had, or is not what its checksum says.
         """
         async with self._locks.setdefault(where, asyncio.Lock()):
-            if where not in self._known:
-                self._known[where] = await self._get(where, progress)
-            return self._known[where]
+            key = where, field.sha256
+            if key not in self._known:
+                self._known[key] = await self._get(where, progress, field)
+            return self._known[key]
 
-    async def release(self, where: str) -> str:
-        """What `get` would bring, by its `sha256sum.txt` alone.
+    async def sdist(self, what: Sdist, progress: Progress) -> Archive:
+        """A source distribution of the package index, checked by the hash we know it by.
 
         Raises:
-            ArchiveError: there is none, or it does not name the archive.
+            ArchiveError: it cannot be had, or is not what it was.
         """
-        _kind(where)
+        async with self._locks.setdefault(what.file, asyncio.Lock()):
+            path = self._cache / f"{what.sha256}-{what.file}"
+            if not path.is_file():
+                progress(f"fetching {what.file} from the package index", None)
+                async with httpx.AsyncClient(follow_redirects=True, timeout=FETCH_TIMEOUT) as http:
+                    try:
+                        await self._download(http, await sdist.url(http, what), path, progress)
+                    except httpx.HTTPError as error:
+                        raise sdist.unreachable(what, error) from error
+            progress("checking the source", None)
+            return await asyncio.to_thread(_checked, path, what.sha256, "tgz", is_ours=True)
+
+    async def release(self, where: str, field: Field = OLLAMA) -> str:
+        """What `get` would bring, by the hash that it will be held against alone.
+
+        Raises:
+            ArchiveError: there is none, or the list does not name the archive.
+        """
+        _kind(where, field)
+        if field.sha256:
+            return field.sha256
         if "://" not in where:
-            return await asyncio.to_thread(_local_release, Path(where))
+            return await asyncio.to_thread(_local_release, Path(where), field)
         async with httpx.AsyncClient(follow_redirects=True, timeout=LOOK_TIMEOUT) as http:
             try:
-                return await _remote_release(http, where)
+                return await _remote_release(http, where, field)
             except httpx.HTTPError as error:
                 raise ArchiveError(f"{where}: {error or type(error).__name__}") from error
 
-    async def _get(self, where: str, progress: Progress) -> Archive:
-        kind = _kind(where)
+    async def _get(self, where: str, progress: Progress, field: Field) -> Archive:
+        kind = _kind(where, field)
         if "://" not in where:
             progress("checking the archive", None)
-            return await asyncio.to_thread(_local, Path(where), kind)
+            return await asyncio.to_thread(_local, Path(where), kind, field)
         async with httpx.AsyncClient(follow_redirects=True, timeout=FETCH_TIMEOUT) as http:
             try:
-                return await self._fetched(http, where, kind, progress)
+                return await self._fetched(http, where, kind, progress, field)
             except httpx.HTTPError as error:
                 raise ArchiveError(
                     f"{where}: {error or type(error).__name__}",
-                    hint="Fetch it by hand and give its path as ollama_archive.",
+                    hint=f"Fetch it by hand and give its path as {field.name}.",
                 ) from error
 
     async def _fetched(
-        self, http: httpx.AsyncClient, url: str, kind: Kind, progress: Progress
+        self, http: httpx.AsyncClient, url: str, kind: Kind, progress: Progress, field: Field
     ) -> Archive:
         name = Path(urlsplit(url).path).name
         progress("fetching its checksum", None)
-        digest = await _remote_release(http, url)
+        digest = field.sha256 or await _remote_release(http, url, field)
         path = self._cache / f"{digest}-{name}"
         if not path.is_file():
             await self._download(http, url, path, progress)
@@ -153,43 +189,48 @@ class Archives:
             return replace(archive, source=source, kind="tgz")
 
 
-def _kind(where: str) -> Kind:
+def _kind(where: str, field: Field) -> Kind:
     name = urlsplit(where).path if "://" in where else where
     if name.endswith((".tgz", ".tar.gz")):
         return "tgz"
     if name.endswith((".tar.zst", ".tzst")):
         return "tar.zst"
     raise ArchiveError(
-        f"{where}: expected a name that ends in .tgz or .tar.zst",
-        hint="Use the archives of https://github.com/ollama/ollama/releases.",
+        f"{where}: expected a name that ends in .tgz, .tar.gz or .tar.zst",
+        hint=f"Use the archives of {field.releases}."
+        if field.releases
+        else "Pack it anew with tar.",
     )
 
 
-async def _remote_release(http: httpx.AsyncClient, url: str) -> str:
+async def _remote_release(http: httpx.AsyncClient, url: str, field: Field) -> str:
     sums = await http.get(urljoin(url, SUMS))
     if sums.status_code != 200:
-        raise _no_sums(urljoin(url, SUMS), f"status {sums.status_code}")
+        raise _no_sums(urljoin(url, SUMS), f"status {sums.status_code}", field)
     return _listed(sums.text[:SUMS_LIMIT_BYTES], Path(urlsplit(url).path).name, urljoin(url, SUMS))
 
 
-def _local_release(path: Path) -> str:
+def _local_release(path: Path, field: Field) -> str:
     try:
         sums = (path.parent / SUMS).read_text("utf-8", "replace")
     except OSError as error:
         if not path.exists():
-            raise ArchiveError(f"{path} does not exist", hint="Check ollama_archive.") from error
-        raise _no_sums(str(path.parent / SUMS), str(error.strerror)) from error
+            raise ArchiveError(f"{path} does not exist", hint=f"Check {field.name}.") from error
+        raise _no_sums(str(path.parent / SUMS), str(error.strerror), field) from error
     return _listed(sums, path.name, str(path.parent / SUMS))
 
 
-def _local(path: Path, kind: Kind) -> Archive:
-    return _checked(path, _local_release(path), kind, is_ours=False)
+def _local(path: Path, kind: Kind, field: Field) -> Archive:
+    digest = field.sha256 or _local_release(path, field)
+    return _checked(path, digest, kind, is_ours=False)
 
 
-def _no_sums(where: str, why: str) -> ArchiveError:
+def _no_sums(where: str, why: str, field: Field) -> ArchiveError:
+    hint = f"Put the release's {SUMS} there."
+    if field is not OLLAMA:
+        hint = f"Make one there (sha256sum FILE > {SUMS}), or give the hash as llama_sha256."
     return ArchiveError(
-        f"{where}: {why}; an archive is used only with the checksum beside it",
-        hint=f"Put the release's {SUMS} there.",
+        f"{where}: {why}; an archive is used only with the checksum beside it", hint=hint
     )
 
 

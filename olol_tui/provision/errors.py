@@ -5,7 +5,8 @@ ProvisionError (a NodeError)
 ├── NodeMute        an errand gave no answer at all
 ├── PlanRefused     the facts rule it out: no Python, no room, a read-only home …
 ├── UploadFailed    bytes did not get there
-└── ArchiveError    the console cannot get, check or re-pack the engine's archive
+├── ArchiveError    the console cannot get, check or re-pack the engine's archive
+└── BuildFailed     a compiler on the node failed, or was ended
 """
 
 from __future__ import annotations
@@ -41,3 +42,7 @@ class UploadFailed(ProvisionError):
 
 class ArchiveError(ProvisionError):
     title = "The engine's archive cannot be used"
+
+
+class BuildFailed(ProvisionError):
+    title = "The build on the node failed"

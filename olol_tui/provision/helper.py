@@ -81,6 +81,8 @@ _NEEDS = {
     "base": ("__init__", "base"),
     "survey": ("__init__", "base", "survey"),
     "place": ("__init__", "base", "turns", "place"),
+    "llama": ("__init__", "base", "turns", "place", "llama"),
+    "build": ("__init__", "base", "turns", "place", "llama", "build"),
     "service": ("__init__", "base", "survey", "systemd", "turns", "service"),
     "remove": ("__init__", "base", "survey", "systemd", "turns", "service", "mesh", "remove"),
 }

@@ -14,10 +14,12 @@ import httpx
 from olol_tui import agent_zip
 from olol_tui.agent import PROTOCOL
 from olol_tui.agent import __version__ as agent_version
-from olol_tui.config import ClusterConfig, NodeConfig
+from olol_tui.config import ClusterConfig, EnginesConfig, NodeConfig
 from olol_tui.errors import NodeError
+from olol_tui.fleet import split_binaries
 from olol_tui.provision.archive import Archives
 from olol_tui.provision.facts import Facts
+from olol_tui.provision.llama import INDEX, LlamaWanted
 from olol_tui.provision.plan import Wanted, wanted_simulation
 from olol_tui.provision.runner import Job
 from olol_tui.provision.shell import Shell
@@ -65,10 +67,12 @@ class Kit:
     Blocking at first use: it builds the zipapp.
     """
 
-    def __init__(self, cache_dir: Path, archive: str = "", controller_id: str = "") -> None:
+    def __init__(
+        self, cache_dir: Path, engines: EnginesConfig | None = None, controller_id: str = ""
+    ) -> None:
         self._cache_dir = cache_dir
         self._controller_id = controller_id
-        self._archive = archive
+        self._engines = engines or EnginesConfig()
         self._agent: Source | None = None
         self.archives = Archives(cache_dir)
 
@@ -96,11 +100,22 @@ class Kit:
                 simulated=wanted_simulation(node),
                 engine=node.engine,
                 binary=node.binary,
-                archive=self._archive,
+                archive=self._engines.ollama_archive,
+                llama=wanted_llama(node, self._engines),
             ),
             agent,
             node.directory,
         )
+
+
+def wanted_llama(node: NodeConfig, engines: EnginesConfig) -> LlamaWanted | None:
+    """What a node should have of llama.cpp; None where nobody has asked for any of it."""
+    if node.simulated is not None or split_binaries.head(node, engines):
+        return None
+    build = INDEX if engines.llama_build is True else engines.llama_build or ""
+    if not engines.llama_archive and not build and not split_binaries.is_needed(node):
+        return None
+    return LlamaWanted(engines.llama_archive, build, engines.llama_sha256)
 
 
 Trusts = Callable[[str, OfferedKey], Awaitable[bool]]

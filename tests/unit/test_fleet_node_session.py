@@ -351,6 +351,11 @@ async def test_roles_reach_the_agent_and_the_screen() -> None:
             ("rpc", "reserved for llama.cpp RPC"),
         ]
         assert "roles names 7, and this node has 0 (GPU-0), 1 (GPU-1)" in node.error
+        assert "gpu1 is for splits (role rpc), but there is no ggml-rpc-server" in node.error
+        for way in ("llama_server", "llama_archive", "llama_build = true"):
+            assert way in node.hint
+        session.session.name_binaries(frozenset({"rpc-server"}))
+        assert "rpc-server" not in session.node.error and not session.node.hint
         session.wishes.set_role("n1", "GPU-1", "ollama")
         session.session.replan()
         both = ["n1/ollama-gpu0", "n1/ollama-gpu1"]

@@ -184,6 +184,7 @@ def program_version(path: str) -> str:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 timeout=_VERSION_TIMEOUT_S,
+                env=with_libraries(dict(os.environ), path),
                 check=False,
             )
             match = _VERSION.search(done.stdout.decode("utf-8", "replace"))
@@ -191,6 +192,18 @@ def program_version(path: str) -> str:
         return _versions[key]
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def with_libraries(env: dict[str, str], program: str) -> dict[str, str]:
+    """The environment with the libraries that lie beside a program before all others.
+
+    One that was packed out of a build tree looks for them where they were built.
+    """
+    folder = Path(program).resolve().parent
+    if not any(folder.glob("*.so*")):
+        return env
+    others = env.get("LD_LIBRARY_PATH", "")
+    return {**env, "LD_LIBRARY_PATH": f"{folder}{os.pathsep}{others}" if others else str(folder)}
 
 
 def device_env(spec: Spec, context: Context, *, hide_vulkan: bool) -> dict[str, str]:

@@ -23,6 +23,7 @@ from .base import (
     health,
     model_file,
     program_version,
+    with_libraries,
 )
 
 _ALL_LAYERS = "999"
@@ -64,6 +65,7 @@ class LlamaServer(EngineKind):
             argv += ["--chat-template", template]
         # With embeddings on, logits of a whole batch lie on the last device: too much for a split.
         argv += embedding_args(path, spec, plain or spec.chain is not None)
+        env = with_libraries(env, program)
         return Launch((*argv, *spec.args), env, version=version)
 
     async def ready(self, spec: Spec, port: int) -> str | None:

@@ -16,7 +16,15 @@ from typing import Any, Mapping
 from .. import client, proc, pulse, rpcprobe, tensorcache
 from ..errors import EngineError
 from ..spec import Policy, Spec
-from .base import Context, EngineKind, Launch, device_env, find_program, program_version
+from .base import (
+    Context,
+    EngineKind,
+    Launch,
+    device_env,
+    find_program,
+    program_version,
+    with_libraries,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +51,7 @@ class RpcServer(EngineKind):
             argv += ["-c"] if tensorcache.prepare(cache, spec.id, spec.cache_bytes) else []
         except OSError as error:
             log.warning("%s: no cache of tensors in %s: %s", spec.id, cache, error)
+        env = with_libraries(env, program)
         return Launch((*argv, *spec.args), env, ignores_sigpipe=True)
 
     async def ready(self, spec: Spec, port: int) -> str | None:

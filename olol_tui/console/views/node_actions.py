@@ -43,6 +43,7 @@ PROVISION_STEPS = (
     ("engine", "use the Ollama that is there, or bring the configured one"),
     ("service", "keep the agent alive: systemd user unit, else detached"),
     ("health", "ask the agent"),
+    ("llama", "llama.cpp for splits: from the configured archive, or built there"),
     ("engines", "start those that the roles of its GPUs ask for"),
     ("traffic", "one request over the road that clients' requests take"),
 )

@@ -7,14 +7,20 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 HELLO_TIMEOUT_S = 5.0
 AGENT_ENV = "OLOL_AGENT_STATE"
 """In the environment of every engine: the agent's state directory."""
+BUILD_ENV = "OLOL_NODE_BUILD"
+"""The same in that of every compiler: the agent is not to take them for engines."""
 
 MAX_SOCKET_PATH_BYTES = 100
 _MORE_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/opt/ollama/bin", "/snap/bin")
@@ -56,6 +62,7 @@ class Layout:
         self.run = self.state / "run"
         self.current = self.state / "current.pyz"
         self.ollama = self.state / "ollama"
+        self.llama = self.state / "llama"
         self.lock = self.state / "agent.lock"
         self.start_log = self.state / "start.log"
 
@@ -209,8 +216,11 @@ def disk_trouble(path: Path, error: OSError) -> Trouble:
 
 def which(name: str, *more: str) -> str | None:
     """A program, also where a session without a login shell has a short PATH."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), *_MORE_PATH, *more])
-    return shutil.which(name, path=path)
+    return shutil.which(name, path=long_path(*more))
+
+
+def long_path(*more: str) -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), *_MORE_PATH, *more])
 
 
 def ollama_version(said: str) -> str:
@@ -316,8 +326,17 @@ def agent_pid(layout: Layout) -> int | None:
 
 def engine_sessions(layout: Layout) -> dict[int, int]:
     """Processes that this machine's agent has started: {pid: session}."""
+    return _marked(layout, AGENT_ENV)
+
+
+def build_sessions(layout: Layout) -> dict[int, int]:
+    """Processes that build something for us on this machine: {pid: session}."""
+    return _marked(layout, BUILD_ENV)
+
+
+def _marked(layout: Layout, name: str) -> dict[int, int]:
     # The agent resolves links in its path before it marks its engines with it.
-    mark = os.fsencode(f"{AGENT_ENV}={os.path.realpath(str(layout.state))}")
+    mark = os.fsencode(f"{name}={os.path.realpath(str(layout.state))}")
     found: dict[int, int] = {}
     for pid in pids():
         try:
@@ -330,6 +349,27 @@ def engine_sessions(layout: Layout) -> dict[int, int]:
         if rest and rest[0] not in (b"Z", b"X"):
             found[pid] = int(rest[3])
     return found
+
+
+def end_all(left: Callable[[], Iterable[int]], grace_s: float) -> bool:
+    """End processes, by force after a while; whether all are gone.
+
+    Args:
+        left: the pids of those that are still there; what they start meanwhile is among them.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + grace_s
+        told: set[int] = set()
+        while time.monotonic() < deadline:
+            pids = set(left())
+            if not pids:
+                return True
+            for pid in pids - told:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            told |= pids
+            time.sleep(0.05)
+    return not set(left())
 
 
 def counted(number: int, noun: str) -> str:

@@ -22,7 +22,7 @@ PARTS_KEPT_S = 7 * 86400
 """An upload that nobody resumes is thrown away after so long."""
 
 _BUILD = re.compile(r"[0-9a-f]{64}\.pyz")
-_ENGINE = re.compile(r"ollama-[0-9a-f]{16}")
+_ENGINE = re.compile(r"(ollama|llama)-[0-9a-f]{16}")
 
 
 def install_agent(ask: dict[str, Any]) -> dict[str, Any]:
@@ -36,9 +36,9 @@ def install_agent(ask: dict[str, Any]) -> dict[str, Any]:
     _check(hashlib.sha256(data).hexdigest(), digest)
     final = layout.bin / (digest + ".pyz")
     if ask["fresh"]:
-        _make_directories(layout, layout.bin)
+        make_directories(layout, layout.bin)
     with turns.only_one(layout, fresh=bool(ask["fresh"])):
-        _make_directories(layout, layout.bin)
+        make_directories(layout, layout.bin)
         try:
             base.write_atomic(final, data, 0o500)
         except OSError as error:
@@ -46,7 +46,7 @@ def install_agent(ask: dict[str, Any]) -> dict[str, Any]:
         return {"path": str(final), "removed": _collect_builds(layout, keep=final)}
 
 
-def _make_directories(layout: base.Layout, folder: Path) -> None:
+def make_directories(layout: base.Layout, folder: Path) -> None:
     base.make_base(layout)
     for directory in (folder, layout.states, layout.state):
         base.make_private(directory)
@@ -68,10 +68,10 @@ def _collect_builds(layout: base.Layout, keep: Path) -> list[str]:
     builds = [p for p in layout.bin.iterdir() if _BUILD.fullmatch(p.name)]
     builds.sort(key=lambda p: p.stat().st_mtime, reverse=True)
     old = [p for p in builds[BUILDS_KEPT:] if p.name not in used]
-    running = _running() if old else b""
+    processes = running() if old else b""
     removed = []
     for path in old:
-        if os.fsencode(path.name) not in running:
+        if os.fsencode(path.name) not in processes:
             path.unlink()
             removed.append(path.name)
     _drop_old_parts(layout.bin)
@@ -87,7 +87,7 @@ def _drop_old_parts(folder: Path) -> None:
             continue
 
 
-def _running() -> bytes:
+def running() -> bytes:
     """Command lines and programs of all processes that can be seen."""
     lines = []
     for pid in base.pids():
@@ -110,7 +110,7 @@ def prepare(ask: dict[str, Any]) -> dict[str, Any]:
         ask: `directory`, `sha256` and `size` of what will be uploaded.
     """
     layout = base.Layout(str(ask["directory"]))
-    _make_directories(layout, layout.engines)
+    make_directories(layout, layout.engines)
     # The home may be shared: two machines must not write the same part.
     part = layout.engines / (".{}.{}.part".format(ask["sha256"], layout.machine_id[:8]))
     try:
@@ -138,12 +138,12 @@ def install_ollama(ask: dict[str, Any]) -> dict[str, Any]:
     final = layout.engines / ("ollama-" + str(ask["id"]))
     if not final.is_dir():
         part = Path(str(ask["part"]))
-        _check_part(part, str(ask["sha256"]))
+        check_part(part, str(ask["sha256"]))
         # Never unpack over something: a half of it must not look like the whole.
         fresh = layout.engines / f".{final.name}.{os.urandom(4).hex()}"
         try:
             fresh.mkdir(mode=0o700)
-            _unpack(part, str(ask["kind"]), fresh)
+            unpack(part, str(ask["kind"]), fresh)
             version = _try(fresh / "bin" / "ollama")
             fresh.rename(final)
         except OSError as error:
@@ -158,11 +158,11 @@ def install_ollama(ask: dict[str, Any]) -> dict[str, Any]:
     return {
         "path": str(final / "bin" / "ollama"),
         "version": version,
-        "removed": _collect_engines(layout),
+        "removed": collect_engines(layout),
     }
 
 
-def _check_part(part: Path, digest: str) -> None:
+def check_part(part: Path, digest: str) -> None:
     try:
         found = base.sha256(part)
     except FileNotFoundError:
@@ -178,10 +178,13 @@ def _check_part(part: Path, digest: str) -> None:
         raise
 
 
-def _unpack(archive: Path, kind: str, into: Path) -> None:
+def unpack(archive: Path, kind: str, into: Path) -> None:
     if kind != "tar.zst":
-        with tarfile.open(str(archive), "r:*") as tar:
-            _extract(tar, into)
+        try:
+            with tarfile.open(str(archive), "r:*") as tar:
+                _extract(tar, into)
+        except (tarfile.TarError, EOFError) as error:
+            raise base.Trouble("archive", f"the archive cannot be unpacked: {error}") from error
         return
     program = base.which("zstd")
     if program is None:
@@ -292,16 +295,17 @@ def _not_runnable(program: Path, error: OSError) -> base.Trouble:
 def tidy(ask: dict[str, Any]) -> dict[str, Any]:
     """Remove releases that nothing runs from any more. Args: `directory`."""
     layout = base.Layout(str(ask["directory"]))
-    return {"removed": _collect_engines(layout) if layout.engines.is_dir() else []}
+    return {"removed": collect_engines(layout) if layout.engines.is_dir() else []}
 
 
-def _collect_engines(layout: base.Layout) -> list[str]:
+def collect_engines(layout: base.Layout) -> list[str]:
     """Releases that no machine points at and no process runs from."""
-    used = {p.resolve().name for p in layout.states.glob("*/ollama")}
-    running = _running()
+    links = (*layout.states.glob("*/ollama"), *layout.states.glob("*/llama"))
+    used = {p.resolve().name for p in links}
+    processes = running()
     removed = []
     for path in sorted(layout.engines.iterdir()):
-        wanted = path.name in used or os.fsencode(path.name) in running
+        wanted = path.name in used or os.fsencode(path.name) in processes
         if _ENGINE.fullmatch(path.name) and not wanted:
             shutil.rmtree(str(path))
             removed.append(path.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -79,6 +78,8 @@ def _planned(layout: base.Layout, record: dict[str, Any]) -> list[str]:
     sessions = set(base.engine_sessions(layout).values())
     if sessions:
         plan.append(base.counted(len(sessions), "engine"))
+    if base.build_sessions(layout):
+        plan.append("a build that runs")
     if pid is not None:
         plan.append(f"agent (pid {pid})")
     if record.get("unit"):
@@ -97,25 +98,12 @@ def _stop_all(layout: base.Layout, record: dict[str, Any], done: list[str]) -> N
     if pid is not None:
         done.append(f"agent (pid {pid})")
     # A dead agent leaves its engines, and so does one that had to be killed.
-    _end_sessions(layout)
+    base.end_all(lambda: base.engine_sessions(layout), GRACE_S)
     if before:
         done.append(base.counted(len(before), "engine"))
-
-
-def _end_sessions(layout: base.Layout) -> None:
-    for number, grace_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
-        for pid in base.engine_sessions(layout):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-        deadline = time.monotonic() + grace_s
-        while base.engine_sessions(layout):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-        else:
-            return
+    if base.build_sessions(layout):
+        base.end_all(lambda: base.build_sessions(layout), GRACE_S)
+        done.append("a build that ran")
 
 
 # -- files
@@ -200,7 +188,7 @@ def _left(layout: base.Layout) -> list[str]:
 def _residue(layout: base.Layout, socket: str) -> list[str]:
     """What is ours and still there: processes, listeners, files."""
     residue = []
-    pids = set(base.engine_sessions(layout))
+    pids = set(base.engine_sessions(layout)) | set(base.build_sessions(layout))
     agent = base.agent_pid(layout)
     pids |= _from_our_directory(layout) | ({agent} if agent is not None else set())
     pids.discard(os.getpid())

@@ -170,7 +170,7 @@ async def test_a_file_of_this_machine_is_used_where_it_is(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("none.tgz", "does not exist"), ("ollama.zip", "ends in .tgz or .tar.zst")],
+    [("none.tgz", "does not exist"), ("ollama.zip", "ends in .tgz, .tar.gz or .tar.zst")],
 )
 async def test_what_is_no_archive_is_named(tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(ArchiveError, match=why):

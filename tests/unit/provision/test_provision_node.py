@@ -75,7 +75,7 @@ def test_an_archive_that_reaches_outside_is_refused(
     into.mkdir()
     path = archive(tmp_path / "a.tgz", file("bin/ollama", b"x", 0o755), member)
     with pytest.raises(base.Trouble, match=r"reaches outside|holds a device"):
-        place._unpack(path, "tgz", into)
+        place.unpack(path, "tgz", into)
     assert not (tmp_path / "evil").exists()
 
 
@@ -88,7 +88,7 @@ def test_links_inside_an_archive_and_modes_are_kept_safe(tmp_path: Path) -> None
         file("lib/ollama/libggml.so.1", b"library"),
         link("lib/ollama/libggml.so", "libggml.so.1"),
     )
-    place._unpack(path, "tgz", into)
+    place.unpack(path, "tgz", into)
     assert stat.S_IMODE((into / "bin/ollama").stat().st_mode) == 0o700
     assert (into / "lib/ollama/libggml.so").read_bytes() == b"library"
 
@@ -123,7 +123,7 @@ def test_old_agents_go_but_not_those_in_use(home: Path, monkeypatch: pytest.Monk
         os.utime(build, (1000 - age, 1000 - age))
     # A machine of this home starts from one; an engine runs from another.
     (layout.states / "other/current.pyz").symlink_to(layout.bin / f"{5:064x}.pyz")
-    monkeypatch.setattr(place, "_running", lambda: f"{6:064x}.pyz\0sim-engine".encode())
+    monkeypatch.setattr(place, "running", lambda: f"{6:064x}.pyz\0sim-engine".encode())
     removed = place._collect_builds(layout, keep=layout.bin / f"{0:064x}.pyz")
     assert removed == [f"{age:064x}.pyz" for age in (3, 4, 7)]
 
