@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -186,8 +187,9 @@ class Stream:
 
     @property
     def is_told_broken(self) -> bool:
-        """It ended with an error line, and nothing says that this was all of the answer."""
-        return bool(self.error) and not self.is_done
+        """It ended with an error line, and nothing says that this was all of the answer: neither
+        a last line nor the end of the body in HTTP."""
+        return bool(self.error) and not self.is_done and not self.clean_end
 
     def __str__(self) -> str:
         last = self.lines[-1] if self.lines else None
@@ -266,6 +268,13 @@ def assert_told_broken(streams: Sequence[Stream], fault: str) -> None:
     assert streams, f"{fault}: no stream ran there"
     for stream in streams:
         assert stream.is_told_broken, f"{fault}: {stream}"
+
+
+def counted(metrics: str, name: str, engine: str = "") -> float:
+    """The sum of a counter's samples, of those of an engine if one is named."""
+    samples = re.findall(rf"^{name}(\{{[^}}]*\}})? (\S+)$", metrics, re.MULTILINE)
+    mark = f'engine="{engine}"'
+    return sum(float(value) for labels, value in samples if not engine or mark in labels)
 
 
 def only_engine(node: Node) -> Engine:

@@ -25,9 +25,11 @@ from tests.e2e.product import (
     Stream,
     agent_pids,
     assert_told_broken,
+    counted,
     ends,
     engine_pids,
     lossy_s,
+    only_engine,
     pids,
     product,
     told,
@@ -63,7 +65,7 @@ class Record:
 
     streams: list[Stream] = field(default_factory=list)
     at_s: float = 0.0
-    """When the fault was in force."""
+    """When it was begun, a moment before it was in force."""
     lost_s: float = 0.0
     """From then until the console said so."""
     rejoined_s: float = 0.0
@@ -90,6 +92,8 @@ class Records:
     """Streams on the hosts without a fault."""
     lossy_states: list[str] = field(default_factory=list)
     lossy_for_s: float = 0.0
+    lossy_failures: float = 0.0
+    """Times that the gateway held something against the engine behind the bad line."""
 
 
 async def watch_states(ops: Operator, name: str, seen: list[str]) -> None:
@@ -125,8 +129,8 @@ async def break_all(served: Product) -> Records:
             for fault, (name, begin, _) in FAULTS.items():
                 record = records.faults[fault] = Record()
                 record.streams = [stream for stream in streams if stream.host == name]
-                await asyncio.to_thread(begin, hosts[name])
                 record.at_s = time.monotonic()
+                await asyncio.to_thread(begin, hosts[name])
                 lost[fault] = asyncio.create_task(when(ops, is_lost(name)))
             broken = [stream for record in records.faults.values() for stream in record.streams]
             await ends(broken)
@@ -140,6 +144,10 @@ async def break_all(served: Product) -> Records:
             stop.set()
             fed = [one for chats in await asyncio.gather(*feeders) for one in chats]
             records.unhurt += [one for one in fed if one.host in (LOSSY_HOST, WELL_HOST)]
+            metrics = (await client.http.get("/metrics")).text
+            engine = only_engine(ops.node(LOSSY_HOST)).id
+            records.lossy_failures = counted(metrics, "olol_engine_failures_total", engine)
+            records.lossy_failures += counted(metrics, "olol_ejections_total", engine)
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         await asyncio.to_thread(hosts[LOSSY_HOST].heal)
@@ -248,6 +256,7 @@ def test_f10_what_runs_after_a_power_cut_was_started_after_it(records: Records) 
 def test_f21_a_bad_line_is_not_a_lost_one(records: Records) -> None:
     told("F21 20 ms ± 5 ms, 1 % loss", records.lossy_for_s, records.lossy_for_s, "no false alarm")
     assert records.lossy_states == ["ready, ready"]
+    assert records.lossy_failures == 0
     for one in records.unhurt:
         assert one.is_whole or not (one.ended.is_set() or one.broken or one.error), str(one)
     on_lossy = [one for one in records.unhurt if one.host == LOSSY_HOST]

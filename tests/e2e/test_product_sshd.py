@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,8 @@ import pytest
 from olol_tui.fleet.commands import Reconnect
 from olol_tui.fleet.snapshot import Fleet, Node
 from olol_tui.routing.ejection import EJECT_AFTER
+from olol_tui.ssh.link import NodeLink
+from olol_tui.ssh.target import Target
 from tests.e2e.cluster import Operator, is_up
 from tests.e2e.product import (
     SUDDEN_S,
@@ -30,13 +32,14 @@ from tests.e2e.product import (
     agent_pids,
     assert_told_broken,
     config,
+    counted,
     ends,
     engine_pids,
     pids,
     product,
     told,
 )
-from tests.e2e.streams import Watched
+from tests.e2e.streams import Watched, connector
 from tests.lab import Host, Lab
 
 pytestmark = pytest.mark.timeout(300)
@@ -60,6 +63,8 @@ RETRY_FLOOR = 3
 STREAMS = 20
 FEEDERS = 4
 CONSOLES = 30
+LINKS = 10
+HANDSHAKES = 3
 BOUND_S = 60.0
 
 
@@ -93,6 +98,8 @@ class Records:
     """Agents and engines in the end, by the hosts' own account."""
     consoles_s: float = 0.0
     consoles_up: int = 0
+    most_handshakes: int = 0
+    """Of one console with one host, at the same moment, by that host's account."""
 
 
 class Scenario:
@@ -121,9 +128,9 @@ class Scenario:
             await asyncio.gather(*feeders)
             records.forbidden = by_host[FORBIDDEN]
             records.forbidden += [one for one in records.fed if one.host == FORBIDDEN]
-        counted = (await self._client.http.get("/metrics")).text
-        records.retries = total(counted, "olol_retries_total")
-        records.requests = total(counted, "olol_requests_total")
+        metrics = (await self._client.http.get("/metrics")).text
+        records.retries = counted(metrics, "olol_retries_total")
+        records.requests = counted(metrics, "olol_requests_total")
         records.after = pids(self._ops)
         for name, host in self._hosts.items():
             records.processes[name] = (len(agent_pids(host)), len(engine_pids(host)))
@@ -241,11 +248,6 @@ def is_back(name: str, since_s: float) -> Callable[[Fleet], bool]:
     return check
 
 
-def total(metrics: str, name: str) -> float:
-    found = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", metrics, re.MULTILINE)
-    return sum(map(float, found))
-
-
 async def storm(lab: Lab, place: Path, records: Records) -> None:
     """Thirty consoles come to one host at the same moment; sshd drops at random beyond ten."""
     began_s = time.monotonic()
@@ -261,6 +263,23 @@ async def storm(lab: Lab, place: Path, records: Records) -> None:
     records.consoles_s = time.monotonic() - began_s
 
 
+async def crowd(lab: Lab, place: Path, records: Records) -> None:
+    """Many links of one console to one host, all at the same moment."""
+    host = lab.hosts[WELL]
+    path = host.root / "var/log/sshd.log"
+    seen = len(path.read_text().splitlines())
+    shared = connector(lab, place)
+    async with AsyncExitStack() as stack, asyncio.timeout(BOUND_S):
+        links = [NodeLink(str(n), Target(WELL), shared) for n in range(LINKS)]
+        for link in links:
+            await stack.enter_async_context(link)
+        await asyncio.gather(*(link.wait_up() for link in links))
+    under_way = 0
+    for line in path.read_text().splitlines()[seen:]:
+        under_way += line.startswith("Connection from ") - line.startswith("Accepted publickey ")
+        records.most_handshakes = max(records.most_handshakes, under_way)
+
+
 @pytest.fixture(scope="module")
 def records(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
     place = tmp_path_factory.mktemp("sshd")
@@ -269,6 +288,7 @@ def records(lab_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         async with served.opened() as (ops, client):
             records = await Scenario(served, ops, client).run()
             await storm(served.lab, place / "consoles", records)
+            await crowd(served.lab, place / "crowd", records)
             return records
 
     with Lab(5, disk="48m") as lab:
@@ -297,6 +317,11 @@ def test_f18_a_refused_key_is_not_offered_again_until_somebody_says_so(records: 
 def test_f18_thirty_consoles_at_once_get_in(records: Records) -> None:
     told(f"F18 {CONSOLES} consoles at once", records.consoles_s, BOUND_S)
     assert records.consoles_up == CONSOLES
+
+
+def test_f18_one_console_shakes_no_more_than_three_hands_at_once(records: Records) -> None:
+    print(f"  {records.most_handshakes} handshakes at once for {LINKS} links (≤ {HANDSHAKES})")
+    assert 1 <= records.most_handshakes <= HANDSHAKES
 
 
 def test_f19_without_forwarding_everything_goes_through_sessions(records: Records) -> None:
