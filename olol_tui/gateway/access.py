@@ -45,10 +45,16 @@ class Access:
 
         For a welcome page of another origin the reply's CORS headers are noted on the request.
         """
-        host = request.headers.get(b"host", b"")
-        if self._guarded and host and not self._cached(host, self._host_allowed):
+        headers, known = request.headers, self._known
+        host = headers.get(b"host")
+        # The usual one is known; only others cost a call.
+        if (
+            self._guarded
+            and host
+            and not (known.get(host) or self._cached(host, self._host_allowed))
+        ):
             return f"the host {host.decode('latin-1')!r} is not one of this machine"
-        origin = request.headers.get(b"origin")
+        origin = headers.get(b"origin")
         if origin:
             if not self._cached(origin, self._origin_allowed):
                 return f"requests from the origin {origin.decode('latin-1')!r} are not allowed"

@@ -70,7 +70,7 @@ class Admission:
             # Fields that were left unparsed: only looking into them tells.
             gateway.error(connection, request, 400, f"invalid JSON: {error}")
             return
-        if exchange.is_load and keep_alive_s == 0:
+        if keep_alive_s == 0 and exchange.is_load:
             self._unload(exchange)
             return
         if terms.deadline_s is not None and self._is_too_late(exchange):

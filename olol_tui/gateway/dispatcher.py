@@ -60,13 +60,14 @@ class Dispatcher:
 
     def release(self, exchange: Lifecycle) -> None:
         """A slot is free: give it to the next in line."""
-        gateway = self._gateway
+        gateway, queue = self._gateway, self._queue
         ticket: Ticket = exchange.ticket
         seat, now = ticket.seat, gateway.now()
-        self._queue.release(ticket, now)
+        queue.release(ticket, now)
         if seat is not None and seat.engine:
             gateway.fleet.touch(seat.engine, exchange.model, exchange.keep_alive_s)
-        self._carry_out(self._queue.pump(ticket.ask.model, gateway.roster, now, freed=True))
+        if steps := queue.pump(ticket.ask.model, gateway.roster, now, freed=True):
+            self._carry_out(steps)
 
     def pump(self, model: str) -> None:
         """Something about a model has changed."""

@@ -37,7 +37,7 @@ class EventExchange(Exchange):
         except TranslationError:
             return  # a line too long to be an event: the bytes pass, uncounted
         for payload in payloads:
-            usage = bodies.event_usage(payload) if b'"usage"' in payload else None
+            usage = bodies.event_usage(payload) if payload.find(b'"usage"') >= 0 else None
             if usage is not None:
                 # Later ones count more, or do not repeat the prompt at all.
                 self._prompt = max(usage.prompt or 0, self._prompt or 0) or None

@@ -34,15 +34,15 @@ class Exchange(Failover):
 
     def dispatch(self, seat: Seat, decision: Decision) -> None:
         """The queue gave us a slot: send the request there."""
-        record = self.record
+        record, gateway = self.record, self._gateway
         record.state = "prefill"
         record.engine = seat.engine
         record.where = seat.where
         record.why = decision
-        record.sent_s = self._touched_s = now = self._gateway.now()
+        record.sent_s = self._touched_s = now = gateway.now()
         if not self._tries:
-            self._gateway.health.sent(now)
-        self._gaps = self._gateway.metrics.series(self.model, seat.engine).gaps.counts
+            gateway.health.sent(now)
+        self._gaps = gateway.metrics.series(self.model, seat.engine).gaps.counts
         if seat.kind in RUNNERS and self.is_load:
             # A runner serves its model from its start: there is nothing to send.
             self._answer(load_reply(self.route.path, self.fields.model, "load", rfc3339()))
@@ -93,7 +93,8 @@ class Exchange(Failover):
             self._begun = True
             record.first_s = record.first_s or now
             record.state = "decode"
-            self._gateway.health.answered(self.ticket.seat, record, now)
+            if (health := self._gateway.health).watches:
+                health.answered(self.ticket.seat, record, now)
         else:
             self._gaps[bisect_left(GAP_BOUNDS_S, now - before)] += 1
         translation = self._translation
@@ -117,7 +118,10 @@ class Exchange(Failover):
         tail = self._tail + data if self._tail else data
         cut = tail.rfind(b"\n", 0, len(tail.rstrip(b"\r\n"))) + 1
         self._tail = tail[cut:] if cut else tail
-        self._relay(data, self._content_type, final)
+        if self._replay is None:
+            self._pass_on(data, self._content_type, final)
+        else:
+            self._join(self._replay, data, self._content_type, final)
 
     def _engine_said_no(self, translation: Translation, out: bytes) -> None:
         """The engine reported an error inside its reply."""
@@ -197,7 +201,9 @@ class Exchange(Failover):
 
     def _stream_ended(self) -> None:
         last, route = self._tail.strip(), self.route
-        complete = route.end_mark in last or (route.other_end != b"" and route.other_end in last)
+        complete = last.find(route.end_mark) >= 0 or (
+            route.other_end != b"" and route.other_end in last
+        )
         if not complete and b'"error"' not in last:
             # Some engines space their JSON; look properly before calling it broken.
             parsed = bodies.timings(last)
@@ -205,7 +211,7 @@ class Exchange(Failover):
                 self._lost("the engine ended its reply before it was complete")
                 return
             complete = True
-        if not self._flush(self._content_type):
+        if self._replay is not None and not self._flush(self._content_type):
             return
         self._learn_stream(last)
         connection, self.connection = self.connection, None

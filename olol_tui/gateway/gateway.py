@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from olol_tui.config import GatewayConfig
@@ -57,6 +58,8 @@ class Gateway:
         archive: Archive | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self.now: Callable[[], float] = self._loop.time
+        """The clock of everything here, seconds."""
         self.settings = Settings(config)
         self.fleet = fleet
         self.streamed, self.spooled = BLOBS, INFERENCE
@@ -72,7 +75,7 @@ class Gateway:
         )
         self.dispatcher = Dispatcher(self)
         self.health = Health(
-            fleet, self.queue, self.metrics, lambda: self._roster, self.dispatcher.pump
+            fleet, self.queue, self.metrics, lambda: self.roster, self.dispatcher.pump
         )
         self.loader = Loader(
             fleet,
@@ -84,7 +87,8 @@ class Gateway:
             self.health.failed,
             self.metrics,
         )
-        self._roster = self.loader.roster(fleet.fleet)
+        self.roster: Roster = self.loader.roster(fleet.fleet)
+        """Where each model can run, by the latest snapshot."""
         self.dispatcher.set_paused(fleet.fleet.paused)
         self._connections: set[http.HttpConnection] = set()
         self._servers: list[asyncio.Server] = []
@@ -182,17 +186,9 @@ class Gateway:
 
     # -- http.App
 
-    def now(self) -> float:
-        return self._loop.time()
-
     @property
     def limits(self) -> http.Limits:
         return self.settings.limits
-
-    @property
-    def roster(self) -> Roster:
-        """Where each model can run, by the latest snapshot."""
-        return self._roster
 
     @property
     def connections(self) -> int:
@@ -273,7 +269,7 @@ class Gateway:
         Raises:
             BadRequest: a field of the body has the wrong type or asks for what it cannot do.
         """
-        entries = self._roster.models(name)
+        entries = self.roster.models(name)
         model = next((m for n, m in entries if n.name == seat.node), Model(name))
         asked = fields.decode_body(body, path)
         if self.fleet.fleet.splits and (own := self.fleet.split_layers(seat.engine)) is not None:
@@ -286,13 +282,13 @@ class Gateway:
         now = self.now()
         self.loader.observe(fleet, now)
         self.queue.ejection.observe(fleet, now)
-        self._roster = self.loader.roster(fleet)
+        self.roster = self.loader.roster(fleet)
         self.dispatcher.set_paused(fleet.paused)
         self.dispatcher.pump_all()
 
     def _model_changed(self, model: str) -> None:
         """A load ended well."""
-        self._roster = self.loader.roster(self.fleet.fleet)
+        self.roster = self.loader.roster(self.fleet.fleet)
         self.dispatcher.pump(model)
         self.poke()
 

@@ -40,10 +40,10 @@ class Health:
         self._pump = pump
         self._timers: set[asyncio.TimerHandle] = set()
         self._budget = RetryBudget()
-
-    def sent(self, now_s: float) -> None:
+        self.sent: Callable[[float], None] = self._budget.started
         """A request went to an engine for the first time."""
-        self._budget.started(now_s)
+        self.watches = queue.ejection.watches
+        """While it is empty nothing has to be told but failures."""
 
     def failed(self, seat: Seat, model: str, reason: str, cause: str) -> None:
         """An engine broke off a request or a load, answered nonsense, or fell silent.
@@ -72,14 +72,13 @@ class Health:
 
     def answered(self, seat: Seat | None, record: Record, now_s: float) -> None:
         """The first byte of a reply came."""
-        if seat is not None and self._ejection.watches:
+        if seat is not None:
             self._ejection.answered(seat.key, now_s, record.sent_s or now_s)
 
     def succeeded(self, seat: Seat, record: Record) -> None:
         """A whole reply came."""
-        if self._ejection.watches:
-            now = self._loop.time()
-            self._ejection.succeeded(seat.key, now, record.sent_s or now)
+        now = self._loop.time()
+        self._ejection.succeeded(seat.key, now, record.sent_s or now)
 
     def busy(self, seat: Seat, model: str) -> None:
         """It said so: look at the model's queue again when it may not be any more."""

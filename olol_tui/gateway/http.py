@@ -47,13 +47,15 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
     """Parses requests in order, hands one at a time to the app, frames its reply."""
 
     __slots__ = (
-        "_app", "_chunked", "_head", "_header_bytes", "_headers", "_loop", "_parser", "_queue",
-        "_refused", "_request", "_streamed", "_url", "active", "handler", "paused", "peer",
-        "started", "transport",
+        "_app", "_chunked", "_head", "_header_bytes", "_headers", "_limits", "_loop", "_parser",
+        "_queue", "_refused", "_request", "_streamed", "_url", "active", "handler", "paused",
+        "peer", "started", "transport",
     )  # fmt: skip
 
     def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
         self._app = app
+        self._limits = app.limits
+        """As they were when the request that is being read began."""
         self._loop = loop
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Request] = deque()
@@ -80,7 +82,7 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         self.started = False
         """True once a byte of the active reply was handed to the transport."""
         self.paused = False
-        self.deadline = loop.time() + app.limits.idle_s
+        self.deadline = loop.time() + self._limits.idle_s
         """Loop time after which the sweeper closes a connection that is not being served."""
 
     # -- transport callbacks
@@ -145,49 +147,58 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._header_bytes = 0
-        self._began_s = self._loop.time()
-        self.deadline = self._began_s + self._app.limits.header_s
+        self._limits = limits = self._app.limits
+        self._began_s = now_s = self._loop.time()
+        self.deadline = now_s + limits.header_s
 
     def on_url(self, url: bytes) -> None:
         self._url += url
         self._header_bytes += len(url)
-        if self._header_bytes > self._app.limits.header_bytes:
+        if self._header_bytes > self._limits.header_bytes:
             self._refuse_header()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self._app.limits.header_bytes:
+        size = self._header_bytes = self._header_bytes + len(name) + len(value)
+        if size > self._limits.header_bytes:
             self._refuse_header()
-        name = name.lower()
         if self._request is not None:
             return  # A trailer: who asks, and for what, was judged by the head.
-        if name in _ONCE and name in self._headers:
+        name = name.lower()
+        headers = self._headers
+        if name in headers and name in _ONCE:
             self._refuse(400, f"more than one {name.decode()} header")
             raise ValueError("ambiguous")
-        self._headers[name] = value
+        headers[name] = value
 
     def _refuse_header(self) -> None:
         self._refuse(431, "request header fields too large")
         raise ValueError("header too large")
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
+        parser, headers = self._parser, self._headers
         raw_path, _, query = self._url.decode("latin-1").partition("?")
         if not raw_path.startswith("/"):
             self._refuse(400, "the request target must be a path")
             raise ValueError("bad target")
+        keep_alive = parser.should_keep_alive()
+        # To be told the version takes longer than all the rest; whose connection stays open
+        # although nobody asked for it speaks 1.1.
+        http11 = (
+            keep_alive and b"connection" not in headers and b"proxy-connection" not in headers
+        ) or parser.get_http_version() == "1.1"
         request = Request(
-            method=parser.get_method(),
-            path=unquote(raw_path) if "%" in raw_path else raw_path,
-            query=query,
-            headers=self._headers,
-            http11=parser.get_http_version() == "1.1",
-            keep_alive=parser.should_keep_alive(),
+            parser.get_method(),
+            unquote(raw_path) if "%" in raw_path else raw_path,
+            query,
+            headers,
+            http11=http11,
+            keep_alive=keep_alive,
         )
-        if request.http11 and b"host" not in self._headers:
+        if http11 and b"host" not in headers:
             self._refuse(400, "missing required Host header")
             raise ValueError("no host")
-        if self._headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and coding.lower() != b"chunked":
             self._refuse(501, "unsupported transfer encoding")
             raise ValueError("transfer encoding")
         refusal = self._app.refusal(self, request)
@@ -197,10 +208,11 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         if request.path.startswith(self._streamed) and request.method == b"POST":
             self._expect_body(request)
         else:
-            length = self._headers.get(b"content-length")
-            if length is not None and int(length) > self._app.limits.body_bytes:
+            length = headers.get(b"content-length")
+            if length is not None and int(length) > self._limits.body_bytes:
                 self._refuse_body()
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self.active is None:
+        expect = headers.get(b"expect")
+        if expect is not None and expect.lower() == b"100-continue" and self.active is None:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._request = request
 
@@ -208,17 +220,17 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         request = self._request
         if request is None:
             return
-        request.size += len(data)
-        if request.size > self._app.limits.body_bytes and request is not self._arriving:
-            self._refuse_body()
+        size = request.size = request.size + len(data)
         if request is self._arriving:
             request.parts.append(data)
-        else:
-            self._keep(request, data)
+            return
+        if size > self._limits.body_bytes:
+            self._refuse_body()
+        self._keep(request, data)
 
     def _extend(self, request: Request) -> None:
         """A piece of a body came and more is missing: neither long pauses nor a drip."""
-        limits = self._app.limits
+        limits = self._limits
         allowed_s = limits.body_grace_s + request.size / limits.body_floor_bytes
         self.deadline = min(self._loop.time() + limits.body_s, self._began_s + allowed_s)
 
@@ -232,7 +244,7 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
             self._refuse(400, "upgrade is not supported")
 
     def _refuse_body(self) -> None:
-        limit = self._app.limits.body_bytes
+        limit = self._limits.body_bytes
         self._refuse(413, f"request body is larger than the limit of {limit} bytes")
         raise ValueError("body too large")
 
@@ -316,7 +328,8 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
             self._head = data
         else:
             self._head = b""
-            self._write(data)
+            if self.transport is not None:
+                self.transport.write(data)
 
     def end(self) -> None:
         """The reply is complete."""
@@ -325,7 +338,8 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
             return
         head, self._head = self._head, b""
         if self._chunked:
-            self._write(head + b"0\r\n\r\n")
+            if self.transport is not None:
+                self.transport.write(head + b"0\r\n\r\n")
             self._done(request.keep_alive)
         else:
             self._write(head)
@@ -363,7 +377,7 @@ class HttpConnection(StreamedBody, asyncio.Protocol):
         if not keep_alive:
             self._hang_up()
             return
-        self.deadline = self._loop.time() + self._app.limits.idle_s
+        self.deadline = self._loop.time() + self._limits.idle_s
         if self._queue:
             # Through the loop: a client that pipelines must not recurse us into the ground.
             self._loop.call_soon(self._serve_next)

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from typing import NoReturn, cast
 
-from olol_tui.gateway.message import App, BodySink, Handler, Request
+from olol_tui.gateway.message import App, BodySink, Handler, Limits, Request
 from olol_tui.gateway.spool import MAX_SKELETON_BYTES, SPOOL_BYTES, Spool
 
 log = logging.getLogger("olol.gateway.http")
@@ -27,6 +27,7 @@ class StreamedBody:
     handler: Handler | None
     deadline: float
     _app: App
+    _limits: Limits
     _loop: asyncio.AbstractEventLoop
     _queue: deque[Request]
     _request: Request | None
@@ -56,6 +57,10 @@ class StreamedBody:
     def _keep(self, request: Request, data: bytes) -> None:
         """A piece of a body that its handler gets as a whole."""
         parts = request.parts
+        if not parts and request.size <= SPOOL_BYTES:
+            # As a rule it is all in one piece.
+            parts.append(data)
+            return
         if request.spool is not None:
             self._spool(request, data)
         elif parts and isinstance(parts[-1], bytearray):
@@ -93,9 +98,10 @@ class StreamedBody:
 
     def _complete(self, request: Request) -> None:
         """All of a body is here."""
-        parts, request.parts = request.parts, []
+        parts = request.parts
         if request.spool is None:
             request.body = _joined(parts)
+            parts.clear()
             return
         try:
             request.body = request.spool.finish()
@@ -155,7 +161,7 @@ class StreamedBody:
             self.transport.resume_reading()
             now = self._loop.time()
             self._began_s += now - self._held_s
-            self.deadline = now + self._app.limits.body_s
+            self.deadline = now + self._limits.body_s
 
 
 def _joined(parts: list[bytes | bytearray]) -> bytes:

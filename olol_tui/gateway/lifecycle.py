@@ -26,6 +26,8 @@ from olol_tui.routing.ticket import Terms, Ticket
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
 
+_WAITED = b"X-Olol-Queue-Wait: %.3f\r\n"
+_AT_ONCE = _WAITED % 0.0
 _BYTES_PER_TOKEN = 4
 """Of an English prompt; only for the estimate of a prefill."""
 
@@ -87,14 +89,14 @@ class Lifecycle:
         self._replay = (
             replay.wanted(request, route, stream) if replay.HEADER in request.headers else None
         )
-        spool = request.spool
+        spool, size, wishes = request.spool, len(self._body), fields.wishes
         ask = Ask(
             model,
-            (len(self._body) if spool is None else spool.weight) // _BYTES_PER_TOKEN,
-            fields.num_ctx,
-            prefix=fields.prefix if len(self._body) >= LEAST_BYTES else (),
+            (size if spool is None else spool.weight) // _BYTES_PER_TOKEN,
+            wishes.num_ctx,
+            prefix=fields.prefix if size >= LEAST_BYTES else (),
             client=terms.flow,
-            distributed=fields.distributed,
+            distributed=wishes.distributed,
         )
         self.record = gateway.ledger.open(
             model,
@@ -198,7 +200,8 @@ class Lifecycle:
     def _finish(self, failed: bool, last: bytes, status: int = 200) -> None:
         seat = self.ticket.seat
         if seat is not None and (not failed or 400 <= status < 500):
-            self._gateway.health.succeeded(seat, self.record)
+            if (health := self._gateway.health).watches:
+                health.succeeded(seat, self.record)
             if self._blamed and not failed:
                 self._confirm()
         self._give_back()
@@ -280,10 +283,8 @@ class Lifecycle:
 
     def _marks(self) -> bytes:
         record = self.record
-        marks = (
-            f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
-            + self._waited()
-        )
+        marks = f"X-Olol-Request: {record.id}\r\nX-Olol-Engine: {record.engine}\r\n".encode()
+        marks += _AT_ONCE if record.sent_s == record.arrived_s else self._waited()
         if b"x-olol-why" in self._request.headers and wants_why(self._request):
             marks += why_header(record.why, record.tried)
         return marks
@@ -292,7 +293,7 @@ class Lifecycle:
         """How long it was in the queue, seconds."""
         record = self.record
         until_s = self._gateway.now() if record.sent_s is None else record.sent_s
-        return b"X-Olol-Queue-Wait: %.3f\r\n" % (until_s - record.arrived_s)
+        return _WAITED % (until_s - record.arrived_s)
 
     def _frame(self, message: str) -> bytes:
         frame = errors.error_frame(self.route.dialect, 500, message)

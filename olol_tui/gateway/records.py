@@ -145,9 +145,9 @@ class Ledger:
         key_id: str = "",
         terms: Terms = PLAIN,
     ) -> Record:
-        now = self._clock()
-        record = Record(self.new_id(), model, dialect, path, client, now, stream, key_id, terms)
-        self.live[record.id] = record
+        request_id, now = self.new_id(), self._clock()
+        record = Record(request_id, model, dialect, path, client, now, stream, key_id, terms)
+        self.live[request_id] = record
         return record
 
     def close(

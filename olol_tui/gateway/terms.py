@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 from olol_tui.gateway.dialects.errors import BadRequest
 from olol_tui.gateway.keys import Key
 from olol_tui.routing.ticket import Terms
 
 Clock = Callable[[], float]
+_usual = lru_cache(maxsize=4096)(Terms)
+"""A client has the same terms again and again."""
 _CLASSES = {b"interactive": False, b"batch": True}
 
 
@@ -35,8 +38,12 @@ def terms_of(headers: dict[bytes, bytes], key: Key | None, peer: str, now: Clock
     wait_s = headers.get(b"x-olol-deadline-s")
     deadline_s = None if wait_s is None else now() + _seconds(wait_s)
     if key is None or not key.id:
-        return Terms(peer, 1.0, batch, deadline_s)
-    return Terms(key.id, key.weight, batch, deadline_s)
+        flow, weight = peer, 1.0
+    else:
+        flow, weight = key.id, key.weight
+    if deadline_s is None:
+        return _usual(flow, weight, batch)
+    return Terms(flow, weight, batch, deadline_s)
 
 
 def _seconds(text: bytes) -> float:

@@ -145,8 +145,9 @@ class UpstreamConnection(asyncio.Protocol):
         if self._complete and self.receiver is receiver:
             self.receiver = None
             if self._keep_alive and self.source is None:
-                # Its client may be slow with the last piece; the next one must not wait for it.
-                self.resume()
+                if self._paused:
+                    # Its client may be slow with the last piece; the next must not wait for it.
+                    self.resume()
                 self._reset()
                 self._pool.release(self)
             else:
@@ -349,7 +350,9 @@ class UpstreamPool:
             source.up_open()
 
     def release(self, connection: UpstreamConnection) -> None:
-        idle = self._idle.setdefault(connection.address, [])
+        idle = self._idle.get(connection.address)
+        if idle is None:
+            idle = self._idle[connection.address] = []
         if len(idle) < _IDLE_PER_ENGINE:
             idle.append(connection)
         else:
@@ -376,9 +379,16 @@ def head(method: str, address: str, path: str, length: int | None, content_type:
     Args:
         length: of the body; None: it follows in chunks.
     """
+    start = _head_start(method, address, path, content_type)
+    if length is None:
+        return start + b"Transfer-Encoding: chunked\r\n\r\n"
+    return b"%sContent-Length: %d\r\n\r\n" % (start, length)
+
+
+@functools.lru_cache(maxsize=256)
+def _head_start(method: str, address: str, path: str, content_type: str) -> bytes:
     host = address.rpartition(ROAD_MARK)[2].removeprefix("https://")
-    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
-    lines = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n"
+    lines = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n"
     if content_type:
         lines += f"Content-Type: {content_type}\r\n"
-    return f"{lines}\r\n".encode("latin-1")
+    return lines.encode("latin-1")

@@ -52,6 +52,7 @@ def registry_of(name: str) -> str:
     return (match["host"] or DEFAULT_REGISTRY).lower()
 
 
+@lru_cache(maxsize=4096)
 def is_cloud(name: str) -> bool:
     """True for names that Ollama would pass on to its cloud: they never leave the premises."""
     tag = canonical(name).rsplit(":", 1)[-1]

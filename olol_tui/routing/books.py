@@ -57,23 +57,26 @@ class Books:
     def take(self, ticket: Ticket, seat: Seat, now_s: float) -> None:
         """A slot of the seat is the ticket's."""
         ask = ticket.ask
-        key = (seat.key, ask.model)
-        self.running[key] = self.running.get(key, 0) + 1
-        self.by_engine[seat.key] = self.by_engine.get(seat.key, 0) + 1
-        self.by_model[ask.model] = self.by_model.get(ask.model, 0) + 1
+        engine, model = seat.key, ask.model
+        key = (engine, model)
+        running, by_engine, by_model = self.running, self.by_engine, self.by_model
+        running[key] = running.get(key, 0) + 1
+        by_engine[engine] = by_engine.get(engine, 0) + 1
+        by_model[model] = by_model.get(model, 0) + 1
         self._last_used[key] = now_s
         if ask.prefix:
             keeps = CACHES_PER_SLOT * seat.slots
-            self.prefixes.served(seat.incarnation, ask.model, ask.prefix, keeps)
+            self.prefixes.served(seat.incarnation, model, ask.prefix, keeps)
 
     def release(self, seat: Seat, model: str, now_s: float) -> None:
         """The slot is free again."""
         key = (seat.key, model)
+        by_engine = self.by_engine
         _decrement(self.running, key)
-        _decrement(self.by_engine, seat.key)
+        _decrement(by_engine, seat.key)
         _decrement(self.by_model, model)
         self._last_used[key] = now_s
-        if seat.key in self.claims or seat.key not in self.by_engine:
+        if seat.key not in by_engine or seat.key in self.claims:
             self.freed = True
 
     def load_began(self, seat: Seat, model: str, decision: Decision, now_s: float) -> None:
@@ -106,8 +109,8 @@ class Books:
 
 
 def _decrement(counts: dict[Any, int], key: Any) -> None:
-    left = counts.get(key, 0) - 1
-    if left > 0:
-        counts[key] = left
+    count = counts.get(key, 0)
+    if count > 1:
+        counts[key] = count - 1
     else:
         counts.pop(key, None)

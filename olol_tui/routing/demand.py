@@ -16,10 +16,10 @@ PEAK_FADES_S = 90.0
 
 @dataclass(slots=True)
 class _Wanted:
-    rate_per_s: float = 0.0
-    rated_s: float = 0.0
-    peak: float = 0.0
-    peaked_s: float = 0.0
+    rate_per_s: float
+    peak: float
+    at_s: float
+    """Clock at which both were so."""
 
 
 class Demand:
@@ -34,24 +34,26 @@ class Demand:
         """A request came, and with it so many are queued or run."""
         one = self._wanted.get(model)
         if one is None:
-            one = self._wanted[model] = _Wanted(rated_s=now_s, peaked_s=now_s)
-        faded = exp((one.rated_s - now_s) / RATE_FADES_S)
-        one.rate_per_s = one.rate_per_s * faded + 1.0 / RATE_FADES_S
-        one.rated_s = now_s
-        peak = one.peak * exp((one.peaked_s - now_s) / PEAK_FADES_S)
-        one.peak = at_once if at_once > peak else peak
-        one.peaked_s = now_s
+            self._wanted[model] = _Wanted(1.0 / RATE_FADES_S, at_once, now_s)
+            return
+        if (passed_s := now_s - one.at_s) > 0.0:
+            one.rate_per_s *= exp(-passed_s / RATE_FADES_S)
+            one.peak *= exp(-passed_s / PEAK_FADES_S)
+            one.at_s = now_s
+        one.rate_per_s += 1.0 / RATE_FADES_S
+        if at_once > one.peak:
+            one.peak = at_once
 
     def rate_per_s(self, model: str, now_s: float) -> float:
         """Requests a second of late."""
         one = self._wanted.get(model)
         if one is None:
             return 0.0
-        return one.rate_per_s * exp((one.rated_s - now_s) / RATE_FADES_S)
+        return one.rate_per_s * exp((one.at_s - now_s) / RATE_FADES_S)
 
     def peak(self, model: str, now_s: float) -> float:
         """How many at once lately, the past fading."""
         one = self._wanted.get(model)
         if one is None:
             return 0.0
-        return one.peak * exp((one.peaked_s - now_s) / PEAK_FADES_S)
+        return one.peak * exp((one.at_s - now_s) / PEAK_FADES_S)

@@ -12,7 +12,7 @@ reaches a policy as changed seats (refused, or with fewer slots), so that no pol
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -76,7 +76,7 @@ class _State:
 class Ejection:
     """Failures by seat key. Empty while everything is well, and then it costs nothing."""
 
-    __slots__ = ("_pids", "_random", "_states")
+    __slots__ = ("_pids", "_random", "_states", "watches")
 
     def __init__(self, *, chance: Callable[[], float] = random.random) -> None:
         """
@@ -85,12 +85,9 @@ class Ejection:
         """
         self._random = chance
         self._states: dict[str, _State] = {}
+        self.watches: Collection[str] = self._states.keys()
+        """Engines against which anything is held; while it is empty nobody has to ask."""
         self._pids: dict[str, int | None] = {}
-
-    @property
-    def watches(self) -> bool:
-        """Anything is held against any engine."""
-        return bool(self._states)
 
     # -- what requests met
 

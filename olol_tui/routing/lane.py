@@ -140,7 +140,10 @@ class Lane:
     def pass_through(self, ticket: Ticket, cost_s: float) -> None:
         """Charge for a ticket that never had to wait here."""
         flow = self._flow(ticket)
-        self._charge(ticket, flow, max(self._virtual, flow.finish), cost_s)
+        start = flow.finish
+        if start < self._virtual:
+            start = self._virtual
+        self._charge(ticket, flow, start, cost_s)
 
     def remove(self, ticket: Ticket) -> None:
         """Take out one that waits, without charge."""
@@ -154,8 +157,9 @@ class Lane:
 
     def settle(self, flow: Flow, difference_s: float) -> None:
         """A request took longer (or, negative, shorter) than it was charged for."""
-        change = min(difference_s, DEBT_S) / flow.weight
-        flow.finish = max(0.0, flow.finish + change)
+        change = (difference_s if difference_s < DEBT_S else DEBT_S) / flow.weight
+        finish = flow.finish + change
+        flow.finish = finish if finish > 0.0 else 0.0
         if len(flow):
             flow.start = max(self._virtual, flow.start + change)
             self._push(flow)
@@ -230,7 +234,8 @@ class Lane:
         }
 
     def _charge(self, ticket: Ticket, flow: Flow, start: float, cost_s: float) -> None:
-        self._virtual = max(self._virtual, start)
+        if start > self._virtual:
+            self._virtual = start
         flow.finish = start + cost_s / flow.weight
         ticket.charged_s = cost_s
 

@@ -41,7 +41,8 @@ class Outlook:
 
     def cost_s(self, model: str) -> float:
         """Slot time that a request of the model is expected to take."""
-        return max(1e-3, self._speeds.of("", model).service_s)
+        service_s = self._speeds.of("", model).service_s
+        return service_s if service_s > 1e-3 else 1e-3
 
     def place(self, ticket: Ticket, roster: Roster, now_s: float) -> Place:
         """Where a waiting ticket is."""

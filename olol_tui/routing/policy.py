@@ -22,11 +22,11 @@ from olol_tui.routing.decision import (
 from olol_tui.routing.loads import LOAD_TIE, load_or_wait
 from olol_tui.routing.roster import Roster, Seat
 from olol_tui.routing.speeds import Speeds
-from olol_tui.routing.survey import Survey, prefill_s, priced, survey
+from olol_tui.routing.survey import Survey, priced, survey
 
 __all__ = [
     "NOBODY", "POLICIES", "Ask", "Candidate", "Decision", "Occupancy", "Policy", "Rejection",
-    "expected", "policies",
+    "at_a_glance", "expected", "in_full", "policies",
 ]  # fmt: skip
 
 Rank = tuple[float, float, bool, float, float]
@@ -53,13 +53,27 @@ def expected(
     That is the wait for a slot, the load of a cold model, and the prefill that no cache
     covers. Ties go to the faster engine, then to the emptier, then to the one idle for longest.
     """
-    if len(seats) == 1 and _is_plain(ask, seats[0], busy):
-        # Nothing to choose, and there can be 10,000 of these a second.
-        seat = seats[0]
-        only = Candidate(seat, 0.0, 0.0, prefill_s(ask, seat, speeds))
-        return _dispatch(ask, only, (only,), ())
-    if len(seats) > 1 and (chosen := _at_a_glance(ask, seats, busy, speeds, now_s)) is not None:
+    # There can be 10,000 of these a second.
+    chosen = at_a_glance(ask, seats, busy, speeds, now_s)
+    if chosen is not None:
         return chosen
+    return in_full(
+        ask, seats, roster, busy, speeds, waiting=waiting, waited_s=waited_s, now_s=now_s
+    )
+
+
+def in_full(
+    ask: Ask,
+    seats: tuple[Seat, ...],
+    roster: Roster,
+    busy: Occupancy,
+    speeds: Speeds,
+    *,
+    waiting: int,
+    waited_s: float,
+    now_s: float,
+) -> Decision:
+    """`expected` in its general case."""
     found = survey(ask, seats, busy)
     if not found.free:
         return load_or_wait(
@@ -100,51 +114,82 @@ def expected(
     return _dispatch(ask, best, tuple(candidates), tuple(found.rejected))
 
 
-def _is_plain(ask: Ask, seat: Seat, busy: Occupancy) -> bool:
-    """The model is there with a free slot, and nothing else has to be looked at."""
-    return (
-        seat.warm
-        and not seat.refused
-        and busy.running.get((seat.key, ask.model), 0) < seat.slots
-        and ask.num_ctx is None
-        and not (ask.prefix or ask.exclude or busy.claims or busy.loads or busy.leaving)
-    )
-
-
-def _at_a_glance(
+def at_a_glance(
     ask: Ask, seats: tuple[Seat, ...], busy: Occupancy, speeds: Speeds, now_s: float
 ) -> Decision | None:
-    """What `expected` comes to where every seat is plain, equally near and wanted; else None.
+    """What `in_full` comes to where every seat has the model, a slot is free, none that is free
+    is nearer than another, and nothing else has to be looked at; else None.
 
-    The same order without its general case: of several seats that takes longer than the rest
-    of the queue together.
+    The same order without its general case: that takes longer than the rest of the queue
+    together.
     """
-    model, count = ask.model, len(seats)
-    if ceil(busy.demand.peak(model, now_s) - 0.05) < count:
+    if ask.num_ctx is not None or ask.prefix or ask.exclude:
         return None
+    if busy.claims or busy.loads or busy.leaving:
+        return None
+    model, tokens, running = ask.model, ask.prompt_tokens, busy.running
+    if len(seats) == 1:
+        seat = seats[0]
+        if not seat.warm or seat.refused or running.get((seat.key, model), 0) >= seat.slots:
+            return None
+        speed = speeds.of(seat.key, model, seat.size_bytes)
+        only = Candidate(seat, 0.0, 0.0, tokens / speed.prefill_tps)
+        return _dispatch(ask, only, (only,), ())
+    paces = speeds.pace
     candidates = []
+    full = 0
     least_s, most_s = inf, 0.0
     slowest, fastest = inf, 0.0
     for seat in seats:
-        if not _is_plain(ask, seat, busy):
+        key = seat.key
+        if not seat.warm or seat.refused:
             return None
-        prefill = prefill_s(ask, seat, speeds)
-        pace = speeds.faster(seat.key)
-        least_s = prefill if prefill < least_s else least_s
-        most_s = prefill if prefill > most_s else most_s
-        slowest = pace if pace < slowest else slowest
-        fastest = pace if pace > fastest else fastest
+        if running.get((key, model), 0) >= seat.slots:
+            full += 1
+            continue
+        prefill = tokens / speeds.of(key, model, seat.size_bytes).prefill_tps
+        if prefill < least_s:
+            least_s = prefill
+        if prefill > most_s:
+            most_s = prefill
+        pace = paces.get(key, 1.0)
+        if pace < slowest:
+            slowest = pace
+        if pace > fastest:
+            fastest = pace
         candidates.append(Candidate(seat, 0.0, 0.0, prefill))
+    count = len(candidates)
+    if not count or (full and least_s > PREFILL_TIE_S):
+        return None
+    if count == 1:
+        return _dispatch(ask, candidates[0], tuple(candidates), ())
     if most_s > max(LOAD_TIE * least_s, least_s + PREFILL_TIE_S) or slowest * PACE_TIE < fastest:
         return None
-    best, lowest = candidates[0], (inf, 0.0)
+    rejected: tuple[Rejection, ...] = ()
+    wanted = _wanted(model, busy, now_s) - full
+    last_used = busy.last_used
+    if 0 < wanted < count:
+        # As in `_needed`, where nothing tells the seats apart but how they are used.
+        candidates.sort(
+            key=lambda one: (
+                -running.get((one.seat.key, model), 0),
+                -last_used.get((one.seat.key, model), 0.0),
+            )
+        )
+        rejected = _left(candidates[wanted:], wanted, count + full)
+        del candidates[wanted:]
+    by_engine = busy.by_engine
+    best, least, since_s = candidates[0], inf, 0.0
     for one in candidates:
-        key = one.seat.key
-        fill = (busy.by_engine.get(key, 0) + 1) / one.seat.share
-        rank = (fill, busy.last_used.get((key, model), 0.0))
-        if rank < lowest:
-            best, lowest = one, rank
-    return _dispatch(ask, best, tuple(candidates), ())
+        seat = one.seat
+        key = seat.key
+        fill = (by_engine.get(key, 0) + 1) / seat.share
+        if fill > least:
+            continue
+        used_s = last_used.get((key, model), 0.0)
+        if fill < least or used_s < since_s:
+            best, least, since_s = one, fill, used_s
+    return _dispatch(ask, best, tuple(candidates), rejected)
 
 
 def _dispatch(
@@ -172,7 +217,7 @@ def _needed(
     replicas = len(free) + len(found.full)
     if len(free) == 1:
         return free
-    wanted = max(1, ceil(busy.demand.peak(ask.model, now_s) - 0.05)) - len(found.full)
+    wanted = _wanted(ask.model, busy, now_s) - len(found.full)
     if not 0 < wanted < len(free):
         return free
 
@@ -181,10 +226,18 @@ def _needed(
         return (*rank(one)[:3], -busy.running.get(place, 0), -busy.last_used.get(place, 0.0))
 
     order = sorted(free, key=keep)
-    for one in order[wanted:]:
-        reason = f"left to expire: {wanted} at once lately, {replicas} replicas"
-        found.rejected.append(Rejection(one.seat.where, reason))
+    found.rejected += _left(order[wanted:], wanted, replicas)
     return order[:wanted]
+
+
+def _wanted(model: str, busy: Occupancy, now_s: float) -> int:
+    """Replicas, by how many requests there were at once lately."""
+    return max(1, ceil(busy.demand.peak(model, now_s) - 0.05))
+
+
+def _left(over: list[Candidate], wanted: int, replicas: int) -> tuple[Rejection, ...]:
+    reason = f"left to expire: {wanted} at once lately, {replicas} replicas"
+    return tuple(Rejection(one.seat.where, reason) for one in over)
 
 
 def _worth_waiting(

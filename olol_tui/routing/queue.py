@@ -96,16 +96,18 @@ class Queue:
 
     def submit(self, ticket: Ticket, roster: Roster, now_s: float) -> list[Step]:
         """Add a ticket and say what follows from it."""
-        model, room = ticket.ask.model, self.room
+        model, room, books = ticket.ask.model, self.room, self.books
         line = room.line(model, now_s)
         room.number(ticket)
-        self.books.demand.arrived(model, self.running_of(model) + line.count + 1, now_s)
+        books.demand.arrived(model, books.by_model.get(model, 0) + line.count + 1, now_s)
         if not line.count and model not in room.paused:
             decision = self._decide(ticket, roster, 1, 0.0, now_s)
-            if decision.action == "dispatch" and decision.seat is not None:
+            seat = decision.seat
+            if decision.action == "dispatch" and seat is not None:
                 if not ticket.is_bound:
-                    line.lane(ticket).pass_through(ticket, self.outlook.cost_s(model))
-                return [self._take(line, ticket, decision.seat, decision, now_s)]
+                    lane = line.batch if ticket.terms.batch else line.interactive
+                    lane.pass_through(ticket, self.outlook.cost_s(model))
+                return [self._take(line, ticket, seat, decision, now_s)]
         room.add(line, ticket, now_s)
         return self.pump(model, roster, now_s)
 
@@ -176,7 +178,8 @@ class Queue:
         if seat is None:
             return
         self.books.release(seat, ticket.ask.model, now_s)
-        self.ejection.released(seat.key)
+        if self.ejection.watches:
+            self.ejection.released(seat.key)
         if ticket.lane is not None and ticket.flow is not None:
             ticket.lane.settle(ticket.flow, now_s - ticket.taken_s - ticket.charged_s)
             ticket.lane = ticket.flow = None
@@ -279,10 +282,10 @@ class Queue:
     def _decide(
         self, ticket: Ticket, roster: Roster, waiting: int, waited_s: float, now_s: float
     ) -> Decision:
-        ask = ticket.ask
-        seats, note = self.ejection.guard(
-            roster.seats(ask.model, ask.distributed), ask.exclude, now_s
-        )
+        ask, note = ticket.ask, ""
+        seats = roster.seats(ask.model, ask.distributed)
+        if self.ejection.watches:
+            seats, note = self.ejection.guard(seats, ask.exclude, now_s)
         if ticket.only or ticket.away:
             seats = tuple(_steer(seat, ticket) for seat in seats)
         decision = self.policy_of(ask.model)(
@@ -320,7 +323,8 @@ class Queue:
         self, line: Line, ticket: Ticket, seat: Seat, decision: Decision, now_s: float
     ) -> Dispatch:
         self.books.take(ticket, seat, now_s)
-        self.ejection.taken(seat.key, now_s)
+        if self.ejection.watches:
+            self.ejection.taken(seat.key, now_s)
         line.served(ticket, now_s)
         ticket.seat = seat
         ticket.decision = decision

@@ -65,14 +65,14 @@ _PRIOR = Speed()
 class Speeds:
     """Learned speeds by (engine, model), load bandwidth by node."""
 
-    __slots__ = ("_bandwidth", "_by_model", "_pace", "_speeds")
+    __slots__ = ("_bandwidth", "_by_model", "_speeds", "pace")
 
     def __init__(self) -> None:
         self._by_model: dict[str, Speed] = {}
         self._speeds: dict[tuple[str, str], Speed] = {}
         self._bandwidth: dict[str, float] = {}
-        self._pace: dict[str, float] = {}
-        """Engine → its decode rate over the average of the same models elsewhere."""
+        self.pace: dict[str, float] = {}
+        """Engine → its decode rate over the average of the same models elsewhere. To be read."""
 
     def of(self, engine: str, model: str, size_bytes: int = 0) -> Speed:
         """What is known of a model on an engine. One that never served it is taken for as fast
@@ -88,7 +88,7 @@ class Speeds:
         known = self._by_model.get(model)
         if known is None:
             return _prior(size_bytes)
-        pace = self._pace.get(engine)
+        pace = self.pace.get(engine)
         return known if pace is None else known.times(pace)
 
     def known(self, model: str) -> bool:
@@ -98,7 +98,7 @@ class Speeds:
     def faster(self, engine: str) -> float:
         """How an engine's decoding compares with the others', 1.0 for an average or unknown
         one."""
-        return self._pace.get(engine, 1.0)
+        return self.pace.get(engine, 1.0)
 
     def knows(self, engine: str, model: str) -> bool:
         """Whether this engine has ever served that model."""
@@ -119,12 +119,14 @@ class Speeds:
         all_ = self._by_model.get(model)
         if decode_tps and all_ is not None and all_.samples >= _PACED_AFTER:
             ratio = min(_PACE_SPAN, max(1 / _PACE_SPAN, decode_tps / all_.decode_tps))
-            pace = self._pace.get(engine, 1.0)
-            self._pace[engine] = pace + _PACE_WEIGHT * (ratio - pace)
-        for speed in (
-            self._speeds.setdefault((engine, model), Speed()),
-            self._by_model.setdefault(model, Speed()),
-        ):
+            pace = self.pace.get(engine, 1.0)
+            self.pace[engine] = pace + _PACE_WEIGHT * (ratio - pace)
+        here = self._speeds.get((engine, model))
+        if here is None:
+            here = self._speeds[engine, model] = Speed()
+        if all_ is None:
+            all_ = self._by_model[model] = Speed()
+        for speed in (here, all_):
             weight = _WEIGHT if speed.samples else 1.0
             speed.samples += 1
             speed.service_s += weight * (service_s - speed.service_s)

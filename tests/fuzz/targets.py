@@ -98,7 +98,7 @@ def body(data: bytes) -> None:
         is_cloud(model)
         if route.check is not None:
             route.check(route.path, raw)
-        Ask(model, len(raw) // 4, found.num_ctx)
+        Ask(model, len(raw) // 4, found.wishes.num_ctx)
         assert found.has_input in (True, False) and found.has_messages in (True, False)
         if route.dialect == "ollama":
             asked = llama.translate(
