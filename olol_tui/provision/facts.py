@@ -171,7 +171,7 @@ def parse(text: str, mark: str, now_s: float) -> Facts | None:
             )
     if system is None:
         return None
-    name, arch, hostname = (*system, "", "", "")[:3]
+    name, hostname, arch = (*system, "", "", "")[:3]
     answer = read_answer(text, mark)
     if answer is None:
         return Facts(system=name, arch=arch, hostname=hostname, pythons=tuple(pythons))

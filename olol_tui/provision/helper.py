@@ -9,9 +9,11 @@ this process, because a shell's start-up files may print what they like.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import shlex
+import zlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import cache
@@ -32,28 +34,33 @@ MARK_PYTHON = "OLOL-PYTHON "
 MARK_SYSTEM = "OLOL-SYSTEM "
 
 _SCRIPT = """\
-exec 3<&0
+exec 3<&0 5>&1
 main() {
   PATH="${PATH:-/usr/bin:/bin}:/usr/local/bin:/usr/bin:/bin"
   echo
-  echo "$(MARK_SYSTEM)$(uname -s) $(uname -m) $(uname -n)"
-  chosen=$known
-  [ -n "$chosen" ] || for name in $candidates; do
+  echo "$(MARK_SYSTEM)$(uname -s -n -m)"
+  if [ -n "$known" ]; then
+    exec "$known" -I -S -c "$program" "$known" <&3 3<&- 4>/dev/null 5>&-
+  fi
+  for name in $candidates; do
     path=$(command -v "$name" 2>/dev/null) || continue
     case " $seen " in *" $path "*) continue ;; esac
     seen="$seen $path"
-    version=$("$path" -I -S -c "$check" 2>/dev/null) || version=
-    echo "$(MARK_PYTHON)$path ${version:-broken}"
-    case $version in *" usable") chosen=$path; break ;; esac
+    begun=$("$path" -I -S -c "$program" "$path" <&3 3<&- 4>&1 >&5 5>&-)
+    status=$?
+    [ -z "$begun" ] || exit $status
+    [ $status = 0 ] || echo "$(MARK_PYTHON)$path broken"
   done
-  if [ -n "$chosen" ]; then exec "$chosen" -I -S -c "$program" <&3 3<&-; fi
-  exit 0
 }
 main </dev/null
 """
-"""A shell may read ahead of what it runs: no errand is sent before Python has answered once."""
+"""A shell may read ahead of what it runs: no errand is sent before Python has answered once.
 
-_CHECK = """\
+An interpreter that is fit says so to the shell on descriptor 4, and what follows is its own;
+one that is not is passed over, whether it tells why or not.
+"""
+
+_START = """\
 import sys
 problem = "old"
 if sys.version_info >= (3, 8):
@@ -62,8 +69,15 @@ if sys.version_info >= (3, 8):
         import _ctypes, _socket, fcntl, select, zlib
     except ImportError as error:
         problem = "without " + str(error.name).lstrip("_")
-print(sys.version.split()[0] + " " + problem)
+print("$(MARK_PYTHON)" + sys.argv[1] + " " + sys.version.split()[0] + " " + problem)
+sys.stdout.flush()
+if problem == "usable":
+    import binascii, os
+    os.write(4, b"1")
+    os.close(4)
+    exec(zlib.decompress(binascii.a2b_base64("$(PROGRAM)")))
 """
+"""Even an ancient Python can read it. Packed, it fits into the first packets of a connection."""
 
 _CANDIDATES = (
     *(f"python3.{minor}" for minor in range(14, 7, -1)),
@@ -80,9 +94,10 @@ _CANDIDATES = (
 _NEEDS = {
     "base": ("__init__", "base"),
     "survey": ("__init__", "base", "survey"),
-    "place": ("__init__", "base", "turns", "place"),
-    "llama": ("__init__", "base", "turns", "place", "llama"),
-    "build": ("__init__", "base", "turns", "place", "llama", "build"),
+    "image": ("__init__", "base", "turns", "image"),
+    "place": ("__init__", "base", "turns", "image", "place"),
+    "llama": ("__init__", "base", "turns", "image", "place", "llama"),
+    "build": ("__init__", "base", "turns", "image", "place", "llama", "build"),
     "service": ("__init__", "base", "survey", "systemd", "turns", "service"),
     "remove": ("__init__", "base", "survey", "systemd", "turns", "service", "mesh", "remove"),
 }
@@ -142,7 +157,9 @@ def sources(module: str) -> tuple[tuple[str, str], ...]:
 
 def program(first: str, mark: str) -> str:
     """A Python program that carries out `first`, then what follows on its standard input."""
-    return _PROGRAM.format(what=(mark, first))
+    inner = _PROGRAM.format(what=(mark, first)).encode()
+    packed = base64.b64encode(zlib.compress(inner, 9)).decode()
+    return _START.replace("$(MARK_PYTHON)", MARK_PYTHON).replace("$(PROGRAM)", packed)
 
 
 def errand(
@@ -307,7 +324,7 @@ def _has_answer(said: bytearray, mark: bytes) -> bool:
 
 def _script(program: str, python: str) -> str:
     """The shell's part, with or without a search for an interpreter."""
-    settings = {"check": _CHECK, "program": program, "known": python}
+    settings = {"program": program, "known": python}
     lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
     script = _SCRIPT.replace("$(MARK_PYTHON)", MARK_PYTHON)
     script = script.replace("$(MARK_SYSTEM)", MARK_SYSTEM)

@@ -180,8 +180,8 @@ async def agent(work: Work) -> Outcome:
         return Outcome(step.text, changed=False)
     source = work.wishes.agent
     done = await work.helper.call(
-        "place",
-        "install_agent",
+        "image",
+        "install",
         {"directory": work.wishes.directory, "sha256": source.sha256, "fresh": work.by_word},
         data=await asyncio.to_thread(upload.read, source),
         progress=counting(work),

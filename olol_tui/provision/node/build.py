@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import base, llama, place, turns
+from . import base, image, llama, place, turns
 
 NICENESS = 15
 """What serves models comes before what compiles."""
@@ -48,7 +48,7 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     """
     layout = base.Layout(str(ask["directory"]))
     with turns.only_one(layout, fresh=False):
-        place.make_directories(layout, layout.engines)
+        image.make_directories(layout, layout.engines)
         tree = _tree(layout, str(ask["id"]))
         if base.build_sessions(layout):
             if _is_of(layout, tree):

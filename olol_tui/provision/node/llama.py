@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from . import base, place, turns
+from . import base, image, place, turns
 
 HEAD = "llama-server"
 WORKER = "ggml-rpc-server"
@@ -85,7 +85,7 @@ def install(ask: dict[str, Any]) -> dict[str, Any]:
     layout = base.Layout(str(ask["directory"]))
     # By now the agent is there: if not, it was uninstalled while this was on its way.
     with turns.only_one(layout, fresh=False):
-        place.make_directories(layout, layout.engines)
+        image.make_directories(layout, layout.engines)
         final = layout.engines / ("llama-" + str(ask["id"]))
         if final.is_dir():
             return use(layout, final, check(final, int(ask["build"])))

@@ -1,106 +1,20 @@
-"""Files put where they belong: the agent, and an engine out of its archive."""
+"""An engine out of its archive, put where it belongs."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from . import base, turns
+from . import base, image
 
-BUILDS_KEPT = 3
-"""Agents kept for going back, and for engines that still run from their file."""
-PARTS_KEPT_S = 7 * 86400
-"""An upload that nobody resumes is thrown away after so long."""
-
-_BUILD = re.compile(r"[0-9a-f]{64}\.pyz")
 _ENGINE = re.compile(r"(ollama|llama)-[0-9a-f]{16}")
-
-
-def install_agent(ask: dict[str, Any]) -> dict[str, Any]:
-    """Put the agent into its place, remove old ones.
-
-    Args:
-        ask: `directory`, `sha256`, `data`: the zipapp; `fresh`: also where nothing of ours is.
-    """
-    layout = base.Layout(str(ask["directory"]))
-    digest, data = str(ask["sha256"]), bytes(ask["data"])
-    _check(hashlib.sha256(data).hexdigest(), digest)
-    final = layout.bin / (digest + ".pyz")
-    if ask["fresh"]:
-        make_directories(layout, layout.bin)
-    with turns.only_one(layout, fresh=bool(ask["fresh"])):
-        make_directories(layout, layout.bin)
-        try:
-            base.write_atomic(final, data, 0o500)
-        except OSError as error:
-            raise base.disk_trouble(final, error) from error
-        return {"path": str(final), "removed": _collect_builds(layout, keep=final)}
-
-
-def make_directories(layout: base.Layout, folder: Path) -> None:
-    base.make_base(layout)
-    for directory in (folder, layout.states, layout.state):
-        base.make_private(directory)
-
-
-def _check(found: str, digest: str) -> None:
-    if found != digest:
-        raise base.Trouble(
-            "damaged",
-            f"the upload was damaged on its way: expected sha256 {digest[:12]}…, got {found[:12]}…",
-            "Try again; if it stays so, look at the disk and the network of this machine.",
-        )
-
-
-def _collect_builds(layout: base.Layout, keep: Path) -> list[str]:
-    """Old agents, but not those that a machine starts from or a process runs from."""
-    used = {p.resolve().name for p in layout.states.glob("*/current.pyz")}
-    used |= {keep.name}
-    builds = [p for p in layout.bin.iterdir() if _BUILD.fullmatch(p.name)]
-    builds.sort(key=lambda p: p.stat().st_mtime, reverse=True)
-    old = [p for p in builds[BUILDS_KEPT:] if p.name not in used]
-    processes = running() if old else b""
-    removed = []
-    for path in old:
-        if os.fsencode(path.name) not in processes:
-            path.unlink()
-            removed.append(path.name)
-    _drop_old_parts(layout.bin)
-    return removed
-
-
-def _drop_old_parts(folder: Path) -> None:
-    for part in folder.glob(".*.part"):
-        try:
-            if time.time() - part.stat().st_mtime > PARTS_KEPT_S:
-                part.unlink()
-        except FileNotFoundError:
-            continue
-
-
-def running() -> bytes:
-    """Command lines and programs of all processes that can be seen."""
-    lines = []
-    for pid in base.pids():
-        try:
-            lines.append(Path(f"/proc/{pid}/cmdline").read_bytes())
-            # What was started through a link shows its own place only here.
-            lines.append(os.fsencode(os.readlink(f"/proc/{pid}/exe")))  # noqa: PTH115
-        except OSError:
-            continue
-    return b"\n".join(lines)
-
-
-# -- engines
 
 
 def prepare(ask: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +24,7 @@ def prepare(ask: dict[str, Any]) -> dict[str, Any]:
         ask: `directory`, `sha256` and `size` of what will be uploaded.
     """
     layout = base.Layout(str(ask["directory"]))
-    make_directories(layout, layout.engines)
+    image.make_directories(layout, layout.engines)
     # The home may be shared: two machines must not write the same part.
     part = layout.engines / (".{}.{}.part".format(ask["sha256"], layout.machine_id[:8]))
     try:
@@ -172,7 +86,7 @@ def check_part(part: Path, digest: str) -> None:
             "SFTP may show another tree than the shell does (ChrootDirectory).",
         ) from None
     try:
-        _check(found, digest)
+        image.check(found, digest)
     except base.Trouble:
         part.unlink()
         raise
@@ -302,12 +216,12 @@ def collect_engines(layout: base.Layout) -> list[str]:
     """Releases that no machine points at and no process runs from."""
     links = (*layout.states.glob("*/ollama"), *layout.states.glob("*/llama"))
     used = {p.resolve().name for p in links}
-    processes = running()
+    processes = image.running()
     removed = []
     for path in sorted(layout.engines.iterdir()):
         wanted = path.name in used or os.fsencode(path.name) in processes
         if _ENGINE.fullmatch(path.name) and not wanted:
             shutil.rmtree(str(path))
             removed.append(path.name)
-    _drop_old_parts(layout.engines)
+    image.drop_old_parts(layout.engines)
     return removed

@@ -6,14 +6,16 @@ import os
 import re
 import socket
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import base
+
+if TYPE_CHECKING:
+    import subprocess
 
 NVIDIA_SMI_TIMEOUT_S = 4.0
 VERSION_TIMEOUT_S = 4.0
@@ -69,6 +71,8 @@ def survey(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(argv: list[str]) -> subprocess.Popen[bytes] | None:
+    import subprocess  # Not every machine has a program to be asked.
+
     try:
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -81,6 +85,8 @@ def _finish(process: subprocess.Popen[bytes] | None, timeout_s: float) -> tuple[
     """(exit status or None when it hung or never ran, what it said)."""
     if process is None:
         return None, ""
+    import subprocess
+
     try:
         out, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

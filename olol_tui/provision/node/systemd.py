@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 from . import base, survey
@@ -47,6 +46,8 @@ def run_tool(*argv: str) -> tuple[int, str]:
     program = base.which(argv[0])
     if program is None:
         return 127, f"{argv[0]} is not there"
+    import subprocess  # Without systemd nobody needs it.
+
     try:
         done = subprocess.run(
             [program, *argv[1:]],

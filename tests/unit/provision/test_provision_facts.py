@@ -25,7 +25,7 @@ ESCAPES = "\x1b]0;owned\x07\x1b[2J"
 
 
 def printed(answer: dict[str, Any] | None, *pythons: str) -> str:
-    lines = ["", "OLOL-SYSTEM Linux x86_64 h1"]
+    lines = ["", "OLOL-SYSTEM Linux h1 x86_64"]
     lines += [f"OLOL-PYTHON {python}" for python in pythons]
     if answer is not None:
         lines.append(MARK + json.dumps({"ok": answer}))
@@ -165,7 +165,7 @@ def program(folder: Path, name: str, text: str) -> None:
 
 async def test_one_command_tells_all(tmp_path: Path) -> None:
     program(tmp_path / "bin", "python3.14", "exit 127  # a shim that leads nowhere")
-    program(tmp_path / "bin", "python3.13", "echo 3.6.15 old")
+    program(tmp_path / "bin", "python3.13", "echo OLOL-PYTHON $5 3.6.15 old")
     program(tmp_path / "bin", "python3.12", f'exec {sys.executable} "$@"')
     program(tmp_path / "bin", "ollama", "echo ollama version is 0.12.3")
     home = tmp_path / "home"
@@ -176,10 +176,12 @@ async def test_one_command_tells_all(tmp_path: Path) -> None:
     # The same interpreter takes the next errand, and its data.
     ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest(), "fresh": True}
     with pytest.raises(NodeTrouble, match="damaged on its way"):
-        await helper.call("place", "install_agent", ask, data=b"other")
+        await helper.call("image", "install", ask, data=b"other")
     await helper.close()
     assert shell.commands == 1
     assert [python.problem for python in facts.pythons] == ["broken", "old", ""]
+    assert facts.pythons[1].path == str(tmp_path / "bin/python3.13")
+    assert facts.arch == os.uname().machine
     assert facts.python is not None
     # The interpreter behind the wrapper, which may lead elsewhere tomorrow.
     assert facts.python.path == sys.executable
@@ -213,7 +215,7 @@ async def test_a_python_that_dies_and_one_that_is_started_again(tmp_path: Path) 
         await helper.call("survey", "survey", {"directory": ""})
     helper.python = sys.executable
     ask = {"directory": "", "sha256": hashlib.sha256(b"agent").hexdigest(), "fresh": True}
-    done = await helper.call("place", "install_agent", ask, data=b"agent")
+    done = await helper.call("image", "install", ask, data=b"agent")
     assert Path(done["path"]).read_bytes() == b"agent"
     await helper.close()
     assert shell.commands == 2

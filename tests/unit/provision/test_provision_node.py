@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from olol_tui.provision import helper
-from olol_tui.provision.node import base, place, survey, systemd
+from olol_tui.provision.node import base, image, place, survey, systemd
 
 ASK = {"directory": ""}
 
@@ -123,8 +123,8 @@ def test_old_agents_go_but_not_those_in_use(home: Path, monkeypatch: pytest.Monk
         os.utime(build, (1000 - age, 1000 - age))
     # A machine of this home starts from one; an engine runs from another.
     (layout.states / "other/current.pyz").symlink_to(layout.bin / f"{5:064x}.pyz")
-    monkeypatch.setattr(place, "running", lambda: f"{6:064x}.pyz\0sim-engine".encode())
-    removed = place._collect_builds(layout, keep=layout.bin / f"{0:064x}.pyz")
+    monkeypatch.setattr(image, "running", lambda: f"{6:064x}.pyz\0sim-engine".encode())
+    removed = image._collect_builds(layout, keep=layout.bin / f"{0:064x}.pyz")
     assert removed == [f"{age:064x}.pyz" for age in (3, 4, 7)]
 
 
