@@ -26,6 +26,7 @@ from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.local import LocalRoad
 from olol_tui.fleet.snapshot import Device, Fleet
 from olol_tui.fleet.wire import Installed, Inventory, Models
+from olol_tui.models.names import canonical
 from olol_tui.paths import Paths
 from olol_tui.ports import listener_on
 from olol_tui.remote import RemoteLink
@@ -280,10 +281,12 @@ def _foreign(inventory: Inventory) -> Iterator[Finding]:
 def _models(models: Models, inventory: Inventory) -> Iterator[Finding]:
     for error in models.errors:
         yield Finding("models", "warn", error)
-    names = sorted(model.name for model in models.models)
+    # Two names may be one model: each blob is on the disk once.
+    names = sorted({canonical(model.name) for model in models.models})
     embedded = inventory.engines.get("embedded") is not None
     if names:
-        total = format_size(sum(model.size_bytes for model in models.models))
+        sizes = {model.digest or model.name: model.size_bytes for model in models.models}
+        total = format_size(sum(sizes.values()))
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         yield Finding("models", "good", f"{shown} ({total})")
     else:

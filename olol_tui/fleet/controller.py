@@ -223,6 +223,17 @@ class Controller:
         if engine is not None and engine.kind not in RUNNERS and engine.address:
             self._maintenance.refresh_soon(engine)
 
+    async def refresh(self, engine_id: str) -> None:
+        """Learn now what an engine has loaded; the next snapshot shows it.
+
+        Raises:
+            OlolError: it does not say.
+        """
+        engine = self.engine(engine_id)
+        if engine is not None and engine.kind not in RUNNERS and engine.address:
+            await self.member(engine.node).refresh(engine)
+            self.publish()
+
     async def survey(self, node: str) -> None:
         """Learn now what a node's store holds; the next snapshot shows it.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from olol_tui.gateway import bodies, http
+from olol_tui.gateway import asking, bodies, http
 from olol_tui.gateway.dialects import errors, keepalive, llama
 from olol_tui.gateway.events import EventExchange
 from olol_tui.gateway.exchange import Exchange
@@ -56,6 +57,8 @@ class Admission:
                 return
             if route.check is not None:
                 route.check(route.path, request.body)
+            if found.format and route.dialect == "ollama":
+                found.check_format()
             kind = EventExchange if route.events else Exchange
             exchange = kind(gateway, connection, request, route, found, model, keep_alive_s, terms)
             if exchange.record.key_id and request.key is not None:
@@ -137,9 +140,22 @@ class Admission:
             message = f"the API key {key.name} lacks the scope 'admin' to unload a model of others"
             exchange.refuse(403, message)
             return
-        self._gateway.api.unload(exchange.model)
+        connection = exchange.connection
+        if connection is not None:
+            connection.handler = self._gateway.api.work(self._drop(exchange, connection))
+
+    async def _drop(self, exchange: Exchange, connection: http.HttpConnection) -> None:
+        gateway, record = self._gateway, exchange.record
+        try:
+            await gateway.residents.unload(exchange.model)
+        except asking.Lost as lost:
+            exchange.refuse(502, f"{exchange.model} may still be loaded: {lost}")
+            return
+        except asyncio.CancelledError:
+            gateway.ledger.close(record, "cancelled", 499, "the client left")
+            gateway.ended(exchange)
+            raise
         body = llama.load_reply(exchange.route.path, exchange.fields.model, "unload", rfc3339())
-        if exchange.connection is not None:
-            content_type = http.NDJSON if exchange.record.stream else http.JSON
-            exchange.connection.reply(200, body, content_type)
-        self._gateway.ledger.close(exchange.record, "done", 200)
+        connection.reply(200, body, http.NDJSON if record.stream else http.JSON)
+        gateway.ledger.close(record, "done", 200)
+        gateway.ended(exchange)

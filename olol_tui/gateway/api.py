@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from olol_tui.errors import ModelNotFound, OlolError
-from olol_tui.fleet.commands import Unload, decode_command
+from olol_tui.fleet.commands import decode_command
 from olol_tui.fleet.snapshot import RUNNERS, Fleet, encode
 from olol_tui.gateway import bodies, http, upstream
 from olol_tui.gateway.access import preflight
@@ -56,11 +56,12 @@ class Api:
             "/health": _read(self._health),
             "/api/version": _read(self._json(aggregate.version)),
             "/api/tags": _read(self._json(aggregate.tags)),
-            "/api/ps": {b"GET": self._json(aggregate.ps)},
+            "/api/ps": {b"GET": self._ps},
             "/api/status": {b"GET": self._json(aggregate.status)},
             "/api/models": {b"GET": self._json(aggregate.olol_models)},
             "/api/servers": {b"GET": self._json(aggregate.olol_servers)},
             "/api/show": {b"POST": self._show},
+            "/api/me": {b"POST": self._me},
             "/v1/models": {b"GET": self._json(aggregate.openai_models)},
             "/olol/v1/fleet": {b"GET": self._fleet_route},
             "/metrics": {b"GET": Scrape(gateway, fleet).handle},
@@ -132,6 +133,20 @@ class Api:
 
         return answer
 
+    def _ps(self, connection: http.HttpConnection, request: http.Request) -> None:
+        answer = self._json(aggregate.ps)
+        residents = self._gateway.residents
+        unsettled = residents.unsettled()
+        if not unsettled:
+            answer(connection, request)
+            return
+
+        async def settled() -> None:
+            await residents.settle(unsettled)
+            answer(connection, request)
+
+        connection.handler = self.work(settled())
+
     def _openai_model(self, connection: http.HttpConnection, request: http.Request) -> None:
         name = request.path.removeprefix("/v1/models/")
         try:
@@ -172,23 +187,14 @@ class Api:
                     return
         connection.reply(200, msgspec.json.encode(show.show(holders[0][1])))
 
-    def unload(self, model: str) -> None:
-        """Drop a model wherever it is resident and not pinned."""
-        for node in self._fleet.fleet.nodes:
-            for engine in node.engines:
-                if not any(canonical(x.name) == model and not x.pinned for x in engine.loaded):
-                    continue
-                if engine.kind in RUNNERS:
-                    self._fleet.touch(engine.id, engine.model, 0.0)
-                else:
-                    device = engine.devices[0] if engine.devices else ""
-                    self.spawn(self._submit(Unload(model, node.name, device)))
-
-    async def _submit(self, command: Unload) -> None:
-        try:
-            await self._fleet.submit(command)
-        except OlolError as error:
-            log.warning("unload refused", extra={"model": command.model, "reason": str(error)})
+    def _me(self, connection: http.HttpConnection, request: http.Request) -> None:
+        """Whose account a push would use. The `ollama` command asks before it pushes to
+        Ollama's registry: the node that a push goes to answers, with its own key."""
+        store = self._library.account
+        if store is None:
+            self._gateway.error(connection, request, 403, NO_ACCOUNT)
+        else:
+            _Relay(self._gateway, connection, request, store.address)
 
     def _fleet_route(self, connection: http.HttpConnection, request: http.Request) -> None:
         if request.param("watch") in ("", "0"):

@@ -33,6 +33,7 @@ class RouteBody(msgspec.Struct):
     images: msgspec.Raw = msgspec.Raw()
     keep_alive: msgspec.Raw = msgspec.Raw()
     options: msgspec.Raw = msgspec.Raw()
+    format: msgspec.Raw = msgspec.Raw()
 
     @property
     def has_prompt(self) -> bool:
@@ -78,6 +79,16 @@ class RouteBody(msgspec.Struct):
         options = options.strip()
         if options and options != b"null" and not options.startswith(b"{"):
             raise BadBody("invalid options: expected an object")
+
+    def check_format(self) -> None:
+        """A schema or a known word. An engine says so with a 500, which would be counted against
+        it, and the request would be tried on the others."""
+        if not self.format:
+            return
+        text = bytes(memoryview(self.format)[:64]).strip()
+        if not text.startswith(b"{") and text not in (b"null", b'""', b'"json"'):
+            shown = msgspec.json.encode(text.decode("utf-8", "replace")).decode()
+            raise BadBody(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
 
 class Wishes(msgspec.Struct, frozen=True):

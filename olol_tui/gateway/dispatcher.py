@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from olol_tui.errors import OlolError
+from olol_tui.fleet.snapshot import RUNNERS
 from olol_tui.gateway.exchange import Exchange
 from olol_tui.gateway.message import RETRY_AFTER
 from olol_tui.models.names import canonical
@@ -66,6 +67,10 @@ class Dispatcher:
         queue.release(ticket, now)
         if seat is not None and seat.engine:
             gateway.fleet.touch(seat.engine, exchange.model, exchange.keep_alive_s)
+            if seat.kind not in RUNNERS and (
+                exchange.keep_alive_s is not None or ticket.load_began_s is not None
+            ):
+                gateway.residents.changed(seat.engine)
         if steps := queue.pump(ticket.ask.model, gateway.roster, now, freed=True):
             self._carry_out(steps)
 

@@ -30,6 +30,7 @@ from olol_tui.gateway.metrics import LagClock, Metrics
 from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.pulse import Pulse
 from olol_tui.gateway.records import Ledger, Record
+from olol_tui.gateway.residents import Residents
 from olol_tui.gateway.routes import BLOBS, INFERENCE, dialect_of
 from olol_tui.gateway.settings import Settings
 from olol_tui.gateway.times import rfc3339
@@ -87,6 +88,7 @@ class Gateway:
             self.health.failed,
             self.metrics,
         )
+        self.residents = Residents(self)
         self.roster: Roster = self.loader.roster(fleet.fleet)
         """Where each model can run, by the latest snapshot."""
         self.dispatcher.set_paused(fleet.fleet.paused)

@@ -25,7 +25,7 @@ from olol_tui.gateway.port import FleetPort
 from olol_tui.gateway.remotes import check_remote
 from olol_tui.gateway.routes import BLOBS
 from olol_tui.gateway.stores import Store, Stores, Uploads, stores_of
-from olol_tui.models.names import canonical
+from olol_tui.models.names import DEFAULT_REGISTRY, canonical
 
 if TYPE_CHECKING:
     from olol_tui.gateway.gateway import Gateway
@@ -121,6 +121,15 @@ class Library:
     def _registries(self) -> list[str]:
         return self._gateway.settings.config.registries
 
+    @property
+    def account(self) -> Store | None:
+        """Which store's engine signs what is pushed to Ollama's registry; None where nothing may
+        be pushed there, or no engine can."""
+        if not {DEFAULT_REGISTRY, "*"} & set(self._registries):
+            return None
+        stores = [one for one in stores_of(self.fleet.fleet).ready if one.kind != "simulated"]
+        return min(stores, key=lambda one: (one.cordoned, one.foreign), default=None)
+
     def _admit(self) -> None:
         if self._gateway.draining:
             raise BadRequest("the gateway is shutting down", status=503)
@@ -147,8 +156,10 @@ class Library:
         if not having:
             raise BadRequest(errors.model_not_found(name), status=404)
         check_remote(name, body, self._registries)
-        errand = self._errand(connection, request, name, having[:1])
-        Fanout(self, connection, "push", request.path, having[:1], body, errand)
+        account = self.account
+        store = account if account in having else having[0]
+        errand = self._errand(connection, request, name, [store])
+        Fanout(self, connection, "push", request.path, [store], body, errand)
 
     # -- create and blobs
 

@@ -132,6 +132,10 @@ class Loader:
         """The next call of a load."""
         self._calls[load] = self._pool.call(load.seat.address, load.calls.pop(0), load)
 
+    def dropped(self, engine_id: str, model: str) -> None:
+        """The engine was asked to drop a model: we vouch for it no more."""
+        self.resident.pop((engine_id, model), None)
+
     def _launch(self, seat: Seat, model: str, name: str, num_ctx: int | None) -> None:
         try:
             split = self._fleet.fleet.split_of(seat.engine)

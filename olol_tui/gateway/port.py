@@ -48,6 +48,14 @@ class FleetPort(Protocol):
 
     def kick(self, engine_id: str) -> None: ...
 
+    async def refresh(self, engine_id: str) -> None:
+        """Learn now what an engine has loaded; the fleet shows it afterwards.
+
+        Raises:
+            OlolError: it does not say.
+        """
+        ...
+
     async def survey(self, node: str) -> None:
         """Learn now what a node's store holds; the fleet shows it afterwards.
 

@@ -76,7 +76,7 @@ INFERENCE = {
 }
 
 
-_ACCOUNT = frozenset({"/api/me", "/api/signout"})
+_ACCOUNT = frozenset({"/api/signout"})
 _ACCOUNT_UNDER = ("/api/user/keys/", "/api/experimental/")
 NO_ACCOUNT = (
     "accounts and cloud services are disabled: this gateway answers for a cluster, and "

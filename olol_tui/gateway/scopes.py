@@ -41,6 +41,7 @@ _PATHS: dict[Need, tuple[str, ...]] = {
     "admin": (
         "/api/pull",
         "/api/push",
+        "/api/me",
         "/api/create",
         "/api/copy",
         "/api/delete",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from olol_tui.fleet.snapshot import RUNNERS, Engine, Fleet, Node
+from olol_tui.fleet.snapshot import RUNNERS, Engine, EngineKind, Fleet, Node
 from olol_tui.models.names import canonical
 from olol_tui.routing.roster import way_to
 
@@ -26,6 +26,7 @@ class Store:
     node: str
     engine: str
     address: str
+    kind: EngineKind
     models: frozenset[str]
     """Canonical names."""
     cordoned: bool
@@ -67,7 +68,7 @@ def stores_of(fleet: Fleet) -> Stores:
     ready: list[Store] = []
     lost: list[tuple[str, str, frozenset[str]]] = []
     for node in fleet.nodes:
-        keepers = [engine for engine in node.engines if _keeps_models(engine)]
+        keepers = [engine for engine in node.engines if keeps_models(engine)]
         if not keepers:
             continue
         models = frozenset(canonical(model.name) for model in node.library)
@@ -83,7 +84,8 @@ def stores_of(fleet: Fleet) -> Stores:
     return Stores(tuple(ready), tuple(lost))
 
 
-def _keeps_models(engine: Engine) -> bool:
+def keeps_models(engine: Engine) -> bool:
+    """It loads what its node's store has, whatever a request names."""
     return engine.kind not in RUNNERS and engine.kind != "rpc-server"
 
 
@@ -92,6 +94,7 @@ def _store(node: Node, speaker: Engine, models: frozenset[str]) -> Store:
         node=node.name,
         engine=speaker.id,
         address=way_to(node, speaker),
+        kind=speaker.kind,
         models=models,
         cordoned=node.cordoned,
         foreign=node.kind == "endpoint",

@@ -15,6 +15,8 @@ from olol_tui.routing.splitting import with_split
 
 NO_ENGINE = frozenset({"rpc", "off"})
 """Roles of devices that take no model by themselves."""
+_BY_FILE = frozenset({"ollama", "endpoint"})
+"""Names of one file are one model to them: a copy of what is loaded is loaded."""
 ROAD_MARK = "!"
 """Between node and address in `way_to`: neither holds it."""
 USUAL_CTX = 4096
@@ -184,8 +186,11 @@ class Roster:
     ) -> Seat:
         names = self._names_on(engine)
         loaded = next((x for x in engine.loaded if canonical(x.name) == model), None)
+        if loaded is None and entry.digest and engine.kind in _BY_FILE:
+            loaded = next((x for x in engine.loaded if x.digest == entry.digest), None)
+        twin = "" if loaded is None else canonical(loaded.name)
         starting = engine.kind in RUNNERS and engine.state == "starting" and not _node_refusal(node)
-        warm = model in names and not starting
+        warm = (model in names or twin in names) and not starting
         owned = [devices[uuid] for uuid in engine.devices if uuid in devices]
         free = [device.free_bytes for device in owned]
         total = [device.vram_bytes for device in owned]
@@ -219,7 +224,7 @@ class Roster:
                 if name in residents
                 else (name, need_bytes(self.size_bytes(name, node.name)))
                 for name in sorted(names)
-                if name != model and not (name in residents and residents[name][1])
+                if name not in (model, twin) and not (name in residents and residents[name][1])
             ),
             longest_context=entry.context_length,
             refused="" if starting else _refusal(node, engine),

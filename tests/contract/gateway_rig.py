@@ -58,6 +58,8 @@ class HandFleet:
     def poke(self) -> None:
         self.publish()
 
+    async def refresh(self, engine_id: str) -> None: ...
+
     def kick(self, engine_id: str) -> None:
         pass
 

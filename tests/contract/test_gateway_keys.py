@@ -326,7 +326,7 @@ async def test_a_revoked_key_ends_its_requests(tmp_path: Path) -> None:
 
 
 async def test_a_user_key_does_not_unload_the_model_of_others(tmp_path: Path) -> None:
-    async with door(tmp_path) as here:
+    async with sim_engine(**FAST) as engine, door(tmp_path, engine.address) as here:
         user, admin = await here.client("a"), await here.client("b", scopes=("admin",))
         body = {"model": MODEL, "keep_alive": 0}
         refused = await user.post("/api/generate", json=body)

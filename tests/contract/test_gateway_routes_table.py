@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -232,10 +233,11 @@ STORED = [
         check=has("status")),
     Row("DELETE", "/api/delete", {"model": NEW}, kind="", runner_status=501),
     Row("DELETE", "/api/delete", {"model": NEW}, status=404, runner_status=501, check=error),
+    # Whose account a push would use: of a real Ollama's, where nothing else has one.
+    Row("POST", "/api/me", {}, status=403, check=error),
 ]  # fmt: skip
 
 REFUSED = [
-    Row("POST", "/api/me", {}, status=403, check=error),
     Row("POST", "/api/signout", {}, status=403, check=error),
     Row("DELETE", "/api/user/keys/abc", status=403, check=error),
     Row("POST", "/api/experimental/web_search", {}, status=403, check=error),
@@ -358,3 +360,17 @@ def test_a_pulled_model_answers_at_once_on_every_gpu_and_stays(instance: Instanc
     with httpx.Client(base_url=instance.serve(), timeout=60) as http:
         after = {m["name"] for m in http.get("/api/tags").json()["models"]}
         assert after == before - {EMBEDDER} | {"all-minilm:latest"}
+
+
+def test_what_is_loaded_is_told_as_it_is_in_the_next_moment(instance: Instance) -> None:
+    """Agents tell it once a second; who runs or stops a model and asks must not see the past."""
+    with httpx.Client(base_url=instance.serve(), timeout=60) as http:
+        for keep_alive, minutes in (("2h", 119), ("20m", 19), (None, 19)):
+            body = GENERATE | {"model": SIMULATED, "stream": False}
+            http.post("/api/generate", json=body | {"keep_alive": keep_alive}).raise_for_status()
+            (loaded,) = http.get("/api/ps").json()["models"]
+            left = datetime.fromisoformat(loaded["expires_at"]) - datetime.now(UTC)
+            assert loaded["name"] == SIMULATED and left.total_seconds() // 60 == minutes
+        body = {"model": SIMULATED, "keep_alive": 0, "stream": False}
+        assert http.post("/api/generate", json=body).json()["done_reason"] == "unload"
+        assert http.get("/api/ps").json() == {"models": []}

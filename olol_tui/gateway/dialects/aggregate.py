@@ -228,12 +228,12 @@ def _openai_model(model: Model) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
-        "created": _unix(model.modified_at),
+        "created": unix_seconds(model.modified_at),
         "owned_by": namespace,
     }
 
 
-def _unix(stamp: str) -> int:
+def unix_seconds(stamp: str) -> int:
     """Seconds since 1970 of an RFC 3339 time; 0 when it is unknown or unreadable."""
     seconds, _, fraction = stamp.partition(".")
     if fraction:  # datetime reads microseconds at most, Go writes nanoseconds
