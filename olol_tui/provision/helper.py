@@ -51,6 +51,7 @@ main() {
     [ -z "$begun" ] || exit $status
     [ $status = 0 ] || echo "$(MARK_PYTHON)$path broken"
   done
+  exit 0
 }
 main </dev/null
 """

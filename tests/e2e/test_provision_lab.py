@@ -195,7 +195,7 @@ async def test_without_python_the_step_says_what_there_is(clean: Lab, tmp_path: 
         assert none.name == "python"
         assert "no python3 was found; 3.8 is needed" in none.message
         # One that answers as CPython 3.6 does.
-        old = "#!/bin/sh\necho 3.6.8 old\n"
+        old = "#!/bin/sh\necho OLOL-PYTHON /usr/bin/python3 3.6.8 old\n"
         host.exec("cat > /usr/bin/python3 && chmod 755 /usr/bin/python3", user="root", stdin=old)
         aged = failure(await provision(clean, "h1", what, tmp_path))
         assert "/usr/bin/python3 (3.6.8): too old: 3.8 is needed" in aged.message

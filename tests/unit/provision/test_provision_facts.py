@@ -194,6 +194,18 @@ async def test_one_command_tells_all(tmp_path: Path) -> None:
     assert list(home.iterdir()) == []
 
 
+async def test_without_an_interpreter_the_shell_ends_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "bin", "python3.14", "exit 127")
+    monkeypatch.setattr("olol_tui.provision.helper._CANDIDATES", ("python3.14", "python3.13"))
+    shell = LocalShell(HOME=str(tmp_path), PATH=f"{tmp_path / 'bin'}:/bin")
+    async with asyncio.timeout(10):
+        facts = await survey(Helper(shell), "")
+    assert facts.python is None
+    assert [python.problem for python in facts.pythons] == ["broken"]
+
+
 async def test_an_account_without_commands_is_told(tmp_path: Path) -> None:
     no_login = f"printf '{ESCAPES}This account is currently not available.'; exit 1 #"
 
