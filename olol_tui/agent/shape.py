@@ -47,27 +47,45 @@ def shape(question: dict[str, Any]) -> dict[str, Any]:
         raise BadRequest(error.message, hint="Pull the model again.") from error
     except OSError as error:
         raise NotFound(f"{path}: {error.strerror or error}") from error
-    return {**facts, "layers": layers, "texts": _texts(layers)}
+    texts = _texts(layers)
+    if "template" in texts:
+        # Beside it: what the file itself would have it be.
+        texts["chat_template"] = chat_template(str(facts["path"]))
+    return {**facts, "layers": layers, "texts": texts}
 
 
 def _texts(layers: dict[str, Any]) -> dict[str, Any]:
-    """What a store adds to each request of the model: `system`, and `params` as options.
+    """What a store adds to each request of the model: `system` and `template`, and `params` and
+    `messages` as values.
 
     Raises:
         BadRequest: a layer cannot be used.
     """
     found: dict[str, Any] = {}
     try:
-        if "system" in layers:
-            raw = Path(layers["system"]).read_bytes()
-            found["system"] = raw[:_MAX_LAYER_BYTES].decode("utf-8", "replace")
-        if "params" in layers:
-            params = json.loads(Path(layers["params"]).read_bytes()[:_MAX_LAYER_BYTES])
-            if isinstance(params, dict):
-                found["params"] = params
+        for name in ("system", "template"):
+            if name in layers:
+                raw = Path(layers[name]).read_bytes()
+                found[name] = raw[:_MAX_LAYER_BYTES].decode("utf-8", "replace")
+        for name, kind in (("params", dict), ("messages", list)):
+            if name in layers:
+                value = json.loads(Path(layers[name]).read_bytes()[:_MAX_LAYER_BYTES])
+                if isinstance(value, kind):
+                    found[name] = value
     except (OSError, ValueError) as error:
         raise BadRequest(f"a layer of the model cannot be read: {error}") from error
     return found
+
+
+def chat_template(path: str) -> str:
+    """Jinja text in the header of a GGUF; empty where there is none.
+
+    Raises:
+        Malformed, OSError: as `file_facts`.
+    """
+    with Path(path).open("rb") as file:
+        raw = read_raw(file, path, Path(path).stat().st_size)
+    return str(raw.pairs.get("tokenizer.chat_template") or "")
 
 
 def file_facts(path: str) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from olol_tui.fleet.splits import Splits
 from olol_tui.fleet.upkeep import Upkeep
 from olol_tui.fleet.wishes import Wishes, WishesFile
 from olol_tui.models.names import canonical
+from olol_tui.models.store_layers import StoreLayers
 from olol_tui.paths import Paths
 from olol_tui.placement.report import Report
 
@@ -272,7 +273,7 @@ class Controller:
         """Ask that this model is split over devices; see `Splits.launch`."""
         return self._splits.launch(model, **how)
 
-    def split_layers(self, engine_id: str) -> tuple[str, dict[str, Any]] | None:
+    def split_layers(self, engine_id: str) -> StoreLayers | None:
         return self._splits.layers(engine_id)
 
     async def fit(self, model: str, **how: Any) -> Report:

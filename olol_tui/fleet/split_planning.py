@@ -25,6 +25,7 @@ from olol_tui.fleet.wishes import Wishes
 from olol_tui.models.memory import Settings, load_key
 from olol_tui.models.names import canonical, same
 from olol_tui.models.shape import Shape, ShapeError, shape_of
+from olol_tui.models.store_layers import accepting_prompts, layers_of
 from olol_tui.placement.report import Report as FitReport
 from olol_tui.placement.report import report, with_fleet
 from olol_tui.placement.split import Ground, Refusal, Share, SplitDevice, SplitPlan, plan
@@ -367,6 +368,11 @@ def _no_head(
 def _with_layers(wish: SplitWish, facts: Mapping[str, Any]) -> SplitWish:
     """What belongs to a model of an Ollama store beside its weights."""
     layers, texts = facts.get("layers") or {}, facts.get("texts") or {}
+    own = layers_of(texts)
+    chat_template = wish.chat_template
+    if own.template:
+        known = str(texts.get("chat_template") or "")
+        chat_template = accepting_prompts(chat_template or known) or chat_template
     args: list[str] = []
     for path in layers.get("projectors") or ():
         args += ["--mmproj", path]
@@ -375,8 +381,8 @@ def _with_layers(wish: SplitWish, facts: Mapping[str, Any]) -> SplitWish:
     return msgspec.structs.replace(
         wish,
         args=tuple(args),
-        system=str(texts.get("system") or ""),
-        options=dict(texts.get("params") or {}),
+        chat_template=chat_template,
+        layers=own,
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from olol_tui.fleet.snapshot import Mesh
 from olol_tui.models.names import canonical
+from olol_tui.models.store_layers import StoreLayers
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -61,9 +60,8 @@ class SplitWish(msgspec.Struct, frozen=True):
     args: tuple[str, ...] = ()
     is_direct: bool = False
     """Requests come to the head without SSH."""
-    system: str = ""
+    layers: StoreLayers = StoreLayers()
     """What an Ollama store adds to requests of the model."""
-    options: dict[str, Any] = msgspec.field(default_factory=dict)
     parts: tuple[PartWish, ...] = ()
     head_key: str = ""
     """With which the head's node is let in at the workers'."""

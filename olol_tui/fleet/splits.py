@@ -28,6 +28,7 @@ from olol_tui.fleet.split_stage import stage
 from olol_tui.fleet.split_view import lessons, parts_of
 from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
 from olol_tui.models.names import canonical, same
+from olol_tui.models.store_layers import StoreLayers
 from olol_tui.placement.report import Report as FitReport
 
 log = logging.getLogger("olol.fleet.splits")
@@ -145,11 +146,11 @@ class Splits:
         """The split whose head that engine is."""
         return next((w.id for w in self._desk.wishes.splits if w.engine == engine_id), None)
 
-    def layers(self, engine_id: str) -> tuple[str, dict[str, Any]] | None:
-        """System prompt and options of the store, for a head whose model has some."""
+    def layers(self, engine_id: str) -> StoreLayers | None:
+        """What the store adds to requests, for a head whose model comes from one."""
         for wish in self._desk.wishes.splits:
-            if wish.engine == engine_id and (wish.system or wish.options):
-                return wish.system, wish.options
+            if wish.engine == engine_id and wish.layers:
+                return wish.layers
         return None
 
     def unload(self, command: Unload) -> str | None:

@@ -8,7 +8,9 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+
+import msgspec
 
 from olol_tui.config import GatewayConfig
 from olol_tui.fleet.snapshot import Fleet, GatewayState, Model, Request
@@ -18,7 +20,8 @@ from olol_tui.gateway.api import Api
 from olol_tui.gateway.archive import Archive, Refused
 from olol_tui.gateway.control import ControlApp
 from olol_tui.gateway.dialects import errors, fields, llama
-from olol_tui.gateway.dialects.modelfile import with_layers
+from olol_tui.gateway.dialects.finished import finished_prompt, with_prompt
+from olol_tui.gateway.dialects.modelfile import TOKEN_ROUTES, with_layers
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.dispatcher import Dispatcher
 from olol_tui.gateway.gate import Gate, Refusal
@@ -34,6 +37,7 @@ from olol_tui.gateway.residents import Residents
 from olol_tui.gateway.routes import BLOBS, INFERENCE, dialect_of
 from olol_tui.gateway.settings import Settings
 from olol_tui.gateway.times import rfc3339
+from olol_tui.models.store_layers import StoreLayers
 from olol_tui.routing.policy import policies
 from olol_tui.routing.queue import Queue
 from olol_tui.routing.room import WaitingRoom
@@ -274,9 +278,31 @@ class Gateway:
         entries = self.roster.models(name)
         model = next((m for n, m in entries if n.name == seat.node), Model(name))
         asked = fields.decode_body(body, path)
-        if self.fleet.fleet.splits and (own := self.fleet.split_layers(seat.engine)) is not None:
-            asked = with_layers(path, asked, *own)
-        return llama.translate(path, asked, model, created=rfc3339, clock_ns=time.monotonic_ns)
+        prompt = None
+        if (own := self._layers(seat)) is not None:
+            asked = with_layers(path, asked, own)
+            prompt = finished_prompt(path, asked, own, date.today())
+        return llama.translate(
+            path, asked, model, prompt=prompt, created=rfc3339, clock_ns=time.monotonic_ns
+        )
+
+    def with_store(self, path: str, body: bytes, seat: Seat) -> bytes:
+        """A request of `/v1/*` with what the store of a split's model adds to it.
+
+        Raises:
+            BadRequest: as `translate`.
+        """
+        own = self._layers(seat)
+        if own is None or path not in TOKEN_ROUTES:
+            return body
+        asked = with_layers(path, fields.decode_body(body, path), own)
+        prompt = finished_prompt(path, asked, own, date.today())
+        if prompt is not None:
+            asked = with_prompt(path, asked, prompt)
+        return msgspec.json.encode(asked)
+
+    def _layers(self, seat: Seat) -> StoreLayers | None:
+        return self.fleet.split_layers(seat.engine) if self.fleet.fleet.splits else None
 
     # -- what changes around us
 

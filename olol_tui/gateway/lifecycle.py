@@ -139,7 +139,7 @@ class Lifecycle:
         return not (fields.has_messages if route.task == "chat" else fields.has_prompt)
 
     def _payload(self, seat: Seat) -> Payload:
-        path, body = self.route.path, self._body
+        path, body, changed = self.route.path, self._body, False
         self._translation = None
         if seat.kind in RUNNERS and self.route.dialect == "ollama":
             self._translation = self._gateway.translate(self.route.path, body, self.model, seat)
@@ -147,7 +147,10 @@ class Lifecycle:
             self._translation.started_at(time.monotonic_ns() - int(waited_s * 1e9))
             if (began_s := self.ticket.load_began_s) is not None:
                 self._translation.load_ns = int((self._gateway.now() - began_s) * 1e9)
-            path, body = self._translation.path, self._translation.body
+            path, body, changed = self._translation.path, self._translation.body, True
+        elif seat.kind in RUNNERS:
+            whole, body = body, self._gateway.with_store(path, body, seat)
+            changed = body is not whole
         elif self.route.dialect == "ollama" and self._request.spool is None:
             body = context.kept(body, self.fields, self.ticket.ask.num_ctx, seat)
         kind = "application/json"
@@ -155,8 +158,7 @@ class Lifecycle:
             # A form's boundary is in its type.
             kind = self._request.headers.get(b"content-type", b"").decode("latin-1") or kind
         if (spool := self._request.spool) is not None:
-            translated = self._translation is not None
-            pump = Pump(spool, spool.filled(body) if translated else spool.whole())
+            pump = Pump(spool, spool.filled(body) if changed else spool.whole())
             return upstream.head("POST", seat.address, path, pump.size, kind), pump
         return upstream.head("POST", seat.address, path, len(body), kind) + body
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from olol_tui.fleet.commands import Accepted, AnyCommand
 from olol_tui.fleet.live_requests import Cancel, Reroute, View
 from olol_tui.fleet.snapshot import Fleet
+from olol_tui.models.store_layers import StoreLayers
 from olol_tui.placement.report import Report
 
 
@@ -38,8 +39,8 @@ class FleetPort(Protocol):
         spread: bool = False,
     ) -> str: ...
 
-    def split_layers(self, engine_id: str) -> tuple[str, dict[str, Any]] | None:
-        """System prompt and options that the store adds to requests for this head of a split."""
+    def split_layers(self, engine_id: str) -> StoreLayers | None:
+        """What the store adds to requests for this head of a split; None where nothing."""
         ...
 
     def touch(self, engine_id: str, model: str, keep_alive_s: float | None) -> None: ...

@@ -16,6 +16,7 @@ from olol_tui.config import ClusterConfig, ModelConfig, NodeConfig
 from olol_tui.errors import PlacementError
 from olol_tui.fleet.commands import Unload
 from olol_tui.fleet.snapshot import Engine, Split
+from olol_tui.models.store_layers import StoreLayers
 from tests.contract.fake_llama import VERSION, install
 from tests.contract.fleet_rig import Rig, kill, lives, rig
 from tests.contract.gguf_files import ALIGNMENT, LLAMA, header
@@ -200,9 +201,8 @@ async def test_a_model_of_an_ollama_store_is_split_with_what_belongs_to_it(
         split = await ready(fleet)
         lines = await beginning(fleet, split.engine)
         assert any(str(store / "blobs" / "sha256-") in line for line in lines), lines
-        assert fleet.controller.split_layers(split.engine) == (
-            "Be brief.",
-            {"temperature": 0.6, "stop": ["<|end|>"]},
+        assert fleet.controller.split_layers(split.engine) == StoreLayers(
+            "Be brief.", {"temperature": 0.6, "stop": ["<|end|>"]}
         )
         kinds = {engine.kind for engine in fleet.node("local").engines}
         assert kinds == {"ollama", "llama-server"}

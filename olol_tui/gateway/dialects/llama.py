@@ -38,6 +38,7 @@ def translate(
     body: dict[str, Any],
     model: Model,
     *,
+    prompt: str | None = None,
     created: Callable[[], str],
     clock_ns: Callable[[], int],
 ) -> Translation:
@@ -47,16 +48,17 @@ def translate(
         route: one of ROUTES.
         body: the client's JSON object, not yet checked.
         model: what the engine serves; its capabilities decide what may be asked.
+        prompt: finished already, in place of what the engine's template would make.
         created: RFC 3339 time with nanoseconds, for each object of the reply.
         clock_ns: monotonic; `total_duration` counts from this call.
 
     Raises:
         BadRequest: a field has a wrong type, or the model or engine cannot do what is asked.
     """
-    if route == "/api/chat":
-        return TokenTranslation(llama_request.chat(body, model), created, clock_ns, chat=True)
-    if route == "/api/generate":
-        return TokenTranslation(llama_request.generate(body, model), created, clock_ns, chat=False)
+    if route in ("/api/chat", "/api/generate"):
+        is_chat = route == "/api/chat"
+        make = llama_request.chat if is_chat else llama_request.generate
+        return TokenTranslation(make(body, model, prompt), created, clock_ns, chat=is_chat)
     if route == "/api/embed":
         ask, dimensions = llama_request.embed(body)
         return EmbedTranslation(ask, created, clock_ns, legacy=False, dimensions=dimensions)

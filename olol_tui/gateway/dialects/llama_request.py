@@ -18,6 +18,7 @@ from olol_tui.fleet.snapshot import Model
 from olol_tui.gateway.dialects import keepalive, options
 from olol_tui.gateway.dialects.errors import BadRequest
 from olol_tui.gateway.dialects.fields import STRUCTS, Fields, kind_of
+from olol_tui.gateway.dialects.finished import with_prompt
 from olol_tui.models.names import canonical
 
 _encode = msgspec.json.Encoder().encode
@@ -46,7 +47,7 @@ class Ask(msgspec.Struct, frozen=True):
     """None: no log probabilities wanted. 0: only those of the chosen tokens."""
 
 
-def generate(body: dict[str, Any], model: Model) -> Ask:
+def generate(body: dict[str, Any], model: Model, finished: str | None = None) -> Ask:
     """`/api/generate`: `/completion` for raw prompts, `/infill` with a suffix, else a chat."""
     fields = Fields(STRUCTS["/api/generate"], body)
     name = _model_name(fields)
@@ -56,7 +57,7 @@ def generate(body: dict[str, Any], model: Model) -> Ask:
     top_logprobs = _top_logprobs(fields)
     if raw and (template or system or context):
         raise BadRequest("raw mode does not support template, system, or context")
-    if template:
+    if template and finished is None:
         raise BadRequest(
             "this engine renders prompts with the model's own template: send a finished prompt "
             'with "raw": true instead of "template"'
@@ -88,11 +89,13 @@ def generate(body: dict[str, Any], model: Model) -> Ask:
         request["messages"] = messages
         request |= _chat_extras(fields, think, top_logprobs)
         path = "/v1/chat/completions"
+        if finished is not None:
+            request = with_prompt(path, request, finished)
     return Ask(path, _encode(request), name, fields.flag("stream", True), top_logprobs)
 
 
-def chat(body: dict[str, Any], model: Model) -> Ask:
-    """`/api/chat`: `/v1/chat/completions` with the template of the GGUF."""
+def chat(body: dict[str, Any], model: Model, finished: str | None = None) -> Ask:
+    """`/api/chat`: `/v1/chat/completions` with the template of the GGUF, or a finished prompt."""
     fields = Fields(STRUCTS["/api/chat"], body)
     name = _model_name(fields)
     top_logprobs = _top_logprobs(fields)
@@ -108,8 +111,10 @@ def chat(body: dict[str, Any], model: Model) -> Ask:
         if "tools" not in model.capabilities:
             raise BadRequest(f"{_qualified(name)} does not support tools")
         request["tools"] = [_tool(tool) for tool in tools]
-    stream = fields.flag("stream", True)
-    return Ask("/v1/chat/completions", _encode(request), name, stream, top_logprobs)
+    path = "/v1/chat/completions"
+    if finished is not None:
+        request = with_prompt(path, request, finished)
+    return Ask(path, _encode(request), name, fields.flag("stream", True), top_logprobs)
 
 
 def embed(body: dict[str, Any]) -> tuple[Ask, int]:
