@@ -17,13 +17,13 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from olol_tui.cli_core import fleet_now, told_ready
 from olol_tui.cli_teller import Teller
-from olol_tui.errors import LinkError, NodeError
+from olol_tui.errors import NodeError
 from olol_tui.paths import Paths
 
 if TYPE_CHECKING:
     from olol_tui.config import ClusterConfig
-    from olol_tui.fleet.snapshot import Fleet
     from olol_tui.provision.plan import StepName
     from olol_tui.provision.runner import Job, Report
     from olol_tui.ssh.connection import Connector
@@ -225,7 +225,7 @@ def _list(args: argparse.Namespace) -> int:
     from olol_tui.provision.jobs import resolved
 
     config, paths = config_of(args)
-    fleet = asyncio.run(_fleet(paths))
+    fleet = asyncio.run(fleet_now(paths))
     seen = {node.name: node for node in fleet.nodes} if fleet is not None else {}
     rows = []
     for name, node in config.nodes.items():
@@ -251,17 +251,6 @@ def _list(args: argparse.Namespace) -> int:
     if fleet is None:
         print("no core runs: states are not known")
     return 0
-
-
-async def _fleet(paths: Paths) -> Fleet | None:
-    """What the running core knows; None without one."""
-    from olol_tui.remote import RemoteLink
-
-    try:
-        async with RemoteLink(paths.control_socket) as link:
-            return link.fleet
-    except LinkError:
-        return None
 
 
 # -- node provision, uninstall
@@ -292,6 +281,8 @@ async def _run(args: argparse.Namespace, order: tuple[StepName, ...]) -> int:
     teller = Teller(names, quiet=args.json)
     reports = await run_all(jobs, archives, told=teller.tell, dry_run=args.dry_run, order=order)
     is_provision = "service" in order
+    if is_provision and not args.dry_run:
+        await told_ready(paths, [report.node for report in reports if report.ok])
     if args.json:
         print(json.dumps({"nodes": [report_json(r) for r in reports]}, indent=1))
     else:

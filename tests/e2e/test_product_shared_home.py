@@ -11,6 +11,9 @@ from tests.e2e.product import BOUND_S, agent_pids, engine_pids, kill_on, pids, p
 from tests.e2e.traces import traces
 from tests.lab import Lab
 
+TOLD_S = 20.0
+"""The core is told of a provisioned node; by itself it would look after half a minute."""
+
 
 def is_bare(node: Node) -> bool:
     return "nothing of olol-tui is installed" in node.error and not node.engines
@@ -56,7 +59,7 @@ async def test_f23_two_machines_of_one_home_do_not_meddle(
                 # Both at once: the last to leave takes what they shared, and the core, which sees
                 # their agents go and looks again, brings nothing back by itself.
                 await asyncio.to_thread(served.provision, "h1")
-                await ops.all_up()
+                await ops.all_up(TOLD_S)
                 done = await asyncio.to_thread(served.instance.run, "node", "uninstall", "--all")
                 assert done.returncode == 0, done.stdout + done.stderr
                 await ops.until(lambda f: all(is_bare(node) for node in f.nodes))
