@@ -23,6 +23,7 @@ from typing import Any
 from olol_tui.provision.errors import NodeMute, NodeTrouble
 from olol_tui.provision.shell import Done, Shell, Talk
 from olol_tui.ssh.errors import CommandTimeout
+from olol_tui.ssh.sessions import SHELL
 from olol_tui.ssh.text import clean
 
 CALL_TIMEOUT_S = 60.0
@@ -234,7 +235,7 @@ class Helper:
         """
         await self.close()
         self._known = frozenset(name for name, _ in sources(module))
-        self._talk = await self._stack.enter_async_context(self._shell.talk("exec /bin/sh"))
+        self._talk = await self._stack.enter_async_context(self._shell.talk(SHELL))
         script = _script(program(errand(module, function, ask), self.mark), self.python)
         return await self._say(script.encode(), timeout_s)
 

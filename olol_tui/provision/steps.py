@@ -288,16 +288,20 @@ async def health(work: Work) -> Outcome:
         if found.get("sha256") is None:
             raise ProvisionError(f"the agent does not answer: {clean(str(found.get('error')))}")
         return Outcome(f"agent {clean(str(found['version']))} answers", changed=False)
-    await work.helper.close()  # Looking for the socket may take a session.
-    async with AgentClient(work.transport(work.socket), "node") as client:
-        hello = await client.hello()
-        if hello.machine_id != work.known.machine_id:
-            raise ProvisionError(
-                "the agent that answers is another machine's: "
-                f"{clean(hello.hostname)} ({clean(hello.machine_id)})",
-                hint="Does a forward or a proxy stand between? Look at ~/.ssh/config.",
-            )
-        inventory = await client.inventory()
+    # Side by side: over a long line it is the round trips that take the time. Looking for the
+    # socket may take the session that the helper has.
+    closing = asyncio.create_task(work.helper.close())
+    try:
+        async with AgentClient(work.transport(work.socket), "node") as client:
+            hello, inventory = await asyncio.gather(client.hello(), client.inventory())
+    finally:
+        await closing
+    if hello.machine_id != work.known.machine_id:
+        raise ProvisionError(
+            "the agent that answers is another machine's: "
+            f"{clean(hello.hostname)} ({clean(hello.machine_id)})",
+            hint="Does a forward or a proxy stand between? Look at ~/.ssh/config.",
+        )
     devices = ", ".join(clean(device.name) for device in inventory.devices[:8]) or "no device"
     return Outcome(
         f"agent {clean(hello.version)} answers: {devices}",

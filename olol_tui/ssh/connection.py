@@ -21,6 +21,7 @@ import asyncssh
 
 from olol_tui.ssh import errors, tcp
 from olol_tui.ssh.errors import SSHError
+from olol_tui.ssh.first import first_session
 from olol_tui.ssh.hostkeys import HostKeys, Known, OfferedKey
 from olol_tui.ssh.keys import KeyRing, Offer, PassphraseNeeded
 from olol_tui.ssh.target import PROFILES, Hop, Target, config_argument, route
@@ -61,6 +62,8 @@ class Connection:
         self.below: Connection | None = None
         self.key_files: tuple[str, ...] = ()
         """The known_hosts files that have its host key."""
+        self.first: asyncssh.SSHClientProcess[bytes] | None = None
+        """The command that the first session runs, until somebody takes it over."""
         self.channels = 0
         """Streams open or being opened."""
         self.full_at = 0
@@ -139,7 +142,7 @@ class Connector:
         self._config = config
         self._handshakes: dict[tuple[str, int], asyncio.Semaphore] = {}
 
-    async def connect(self, name: str, target: Target) -> Connection:
+    async def connect(self, name: str, target: Target, first: str = "") -> Connection:
         """Open one connection, over its jump hosts where it has some.
 
         On return the host is verified, we are let in, and a first session has run. If it
@@ -148,6 +151,7 @@ class Connector:
         Args:
             name: the node, for errors and logs.
             target: where to.
+            first: the command that will be wanted first; it is started in the first session.
 
         Raises:
             SSHError: see `errors`; `error.final` says whether trying again makes sense.
@@ -155,18 +159,19 @@ class Connector:
         while True:
             hops = await asyncio.to_thread(route, target, self._config)
             try:
-                return await self._through(name, hops)
+                return await self._through(name, hops, first)
             except PassphraseNeeded as needed:
                 await self.keys.unlock(needed.path)
 
-    async def _through(self, name: str, hops: tuple[Hop, ...]) -> Connection:
+    async def _through(self, name: str, hops: tuple[Hop, ...], first: str) -> Connection:
         connection: Connection | None = None
         try:
             for hop in hops:
                 above = await self._open(name, hop, connection)
                 above.below = connection
                 connection = above
-                await _first_session(connection, is_jump=hop is not hops[-1])
+                is_jump = hop is not hops[-1]
+                await first_session(connection, "" if is_jump else first, is_jump=is_jump)
         except BaseException:
             if connection is not None:
                 connection.abort()
@@ -306,36 +311,6 @@ class _Client(asyncssh.SSHClient):
     @property
     def tried(self) -> list[str]:
         return self._offer.tried
-
-
-async def _first_session(connection: Connection, *, is_jump: bool) -> None:
-    """Run `true`: it makes sshd send small packets at once, on this connection for good.
-
-    A jump host may allow nothing but forwarding; then streams over it are slower.
-    """
-    profile = PROFILES[connection.hop.target.profile]
-    try:
-        async with asyncio.timeout(profile.handshake_s):
-            await connection.ssh.run("true", stdin=asyncssh.DEVNULL, encoding=None)
-    except asyncssh.ChannelOpenError as error:
-        if is_jump:
-            log.info("%s allows no session: %s", connection.hop.display, clean(error.reason))
-            return
-        raise errors.SessionsForbidden(
-            f"{connection.name}: {connection.hop.display} lets {connection.hop.user} in but runs "
-            f"no command ({clean(error.reason)})",
-            hint="Its sshd_config needs MaxSessions of 1 or more for this user.",
-        ) from error
-    except TimeoutError as error:
-        raise errors.Unreachable(
-            f"{connection.name}: {connection.hop.display} lets {connection.hop.user} in but the "
-            f"command `true` does not end within {profile.handshake_s:g} s",
-            hint="Something in the user's shell start-up files may wait for input.",
-        ) from error
-    except (asyncssh.Error, OSError) as error:
-        raise errors.Unreachable(
-            f"{connection.name}: {connection.hop.display} hung up: {clean(str(error))}"
-        ) from error
 
 
 def _via(hop: Hop, below: Connection | None) -> str:

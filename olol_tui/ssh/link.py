@@ -25,7 +25,7 @@ from olol_tui.ssh.channels import DataPath, Factory, open_channel
 from olol_tui.ssh.connection import Connection, Connector
 from olol_tui.ssh.errors import ForwardingForbidden, LinkDown, LinkLost, SSHError
 from olol_tui.ssh.http import DialTransport
-from olol_tui.ssh.sessions import COMMAND_TIMEOUT_S, Completed, Sessions, Talk
+from olol_tui.ssh.sessions import COMMAND_TIMEOUT_S, SHELL, Completed, Sessions, Talk
 from olol_tui.ssh.streams import Streams
 from olol_tui.ssh.target import Target
 
@@ -320,7 +320,8 @@ class NodeLink:
     async def _establish(self) -> None:
         await self._clear_broken()
         if self._control is None:
-            self._control = await self._connect()
+            # An errand wants a shell; one that is there already saves it three round trips.
+            self._control = await self._connect(SHELL if self._is_brief else "")
             self._sessions = Sessions(self._control)
         if self._data is None and not self._is_brief:
             await self._open_data()
@@ -348,8 +349,8 @@ class NodeLink:
         self._data = await self._connect()
         self._path.add(self._data)
 
-    async def _connect(self) -> Connection:
-        return await self._connector.connect(self.name, self.target)
+    async def _connect(self, first: str = "") -> Connection:
+        return await self._connector.connect(self.name, self.target, first)
 
     async def _broken(self) -> str:
         """Wait until one of the two connections is lost, and say why."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import asyncssh
@@ -28,6 +29,8 @@ from olol_tui.ssh.text import clean
 
 log = logging.getLogger("olol.ssh.sessions")
 
+SHELL = "exec /bin/sh"
+"""A POSIX shell, whatever the user's own is."""
 SESSIONS = 8
 """Of the ten that sshd allows by default."""
 OUTPUT_LIMIT_BYTES = 8 * 2**20
@@ -139,6 +142,7 @@ class Sessions:
         """
         name = self._connection.name
         async with self._slot():
+            self._first()
             try:
                 client = await self._retried(self._connection.ssh.start_sftp_client)
             except asyncssh.ChannelOpenError as error:
@@ -158,11 +162,9 @@ class Sessions:
     async def _process(self, command: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
         async with self._slot():
             try:
-                process = await self._retried(
-                    lambda: self._connection.ssh.create_process(
-                        command, encoding=None, request_pty=False
-                    )
-                )
+                process = self._first(command)
+                if process is None:
+                    process = await self._retried(partial(self._start, command))
             except asyncssh.ChannelOpenError as error:
                 raise self._refused(error) from error
             except (asyncssh.Error, OSError) as error:
@@ -177,6 +179,17 @@ class Sessions:
                     with contextlib.suppress(OSError):
                         process.terminate()
                 process.close()
+
+    async def _start(self, command: str) -> asyncssh.SSHClientProcess[bytes]:
+        return await self._connection.ssh.create_process(command, encoding=None, request_pty=False)
+
+    def _first(self, command: str = "") -> asyncssh.SSHClientProcess[bytes] | None:
+        """The command of the connection's first session, if it is this one; else it is ended."""
+        first, self._connection.first = self._connection.first, None
+        if first is None or first.command == command:
+            return first
+        first.close()
+        return None
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:

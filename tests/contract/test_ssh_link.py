@@ -387,6 +387,21 @@ async def test_a_server_with_one_session(tmp_path: Path) -> None:
             peer.transport.abort()
 
 
+async def test_an_errand_has_its_shell_from_the_start(tmp_path: Path) -> None:
+    """Of the one session that this server allows, whatever is wanted first."""
+    with sshd(tmp_path / "sshd", "MaxSessions 1") as server:
+        for wants_shell in (True, False):
+            async with asyncio.timeout(TIMEOUT_S), link(server, tmp_path, limit=0) as up:
+                if wants_shell:
+                    async with up.talk("exec /bin/sh") as talk:
+                        await talk.write(b"echo $0; exit 3\n")
+                        assert await talk.read() == b"/bin/sh\n"
+                        assert (await talk.end()).status == 3
+                assert (await up.run("echo more")).stdout == "more\n"
+                async with up.sftp() as files:
+                    assert await files.exists("/")
+
+
 async def test_many_commands_at_once(server: Sshd, tmp_path: Path) -> None:
     """sshd allows ten sessions: the others wait."""
     async with link(server, tmp_path) as up:
