@@ -98,7 +98,9 @@ class Painter:
         fresh = [op_id for op_id in ended if op_id not in self._known_ends]
         self._known_ends = set(ended)
         if fresh:
-            self._ended = (fresh[-1], fleet.now_s)
+            # Of several at once, a failure is what has to be seen.
+            failed = [op_id for op_id in fresh if ended[op_id].state == "failed"]
+            self._ended = ((failed or fresh)[-1], fleet.now_s)
         shown_s = fleet.now_s - self._ended[1]
         return ended.get(self._ended[0]) if shown_s <= RESULT_SHOWN_S else None
 

@@ -54,6 +54,8 @@ class Dialog(ModalScreen[T | None], Generic[T]):
         yield self._canvas
 
     def on_mount(self) -> None:
+        # On a small terminal they would cover the question and its buttons.
+        self.app.clear_notifications()
         self.repaint()
         self._canvas.focus()
         early, self._early = self._early or [], None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from olol_tui.console.dialogs.add_node import Added, AddNodeDialog
-from olol_tui.console.dialogs.ask import Answer, Ask
+from olol_tui.console.dialogs.ask import CANCEL, Answer, Ask
 from olol_tui.console.dialogs.picker import Item, Picker
 from olol_tui.console.views.base import Host
 from olol_tui.fleet.commands import (
@@ -82,6 +82,7 @@ class NodeActions:
             text,
             answers,
             danger=danger,
+            focus=CANCEL if danger else "yes",
             type_first=type_first,
             body=body,
             width=width,
