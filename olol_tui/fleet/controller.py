@@ -259,14 +259,18 @@ class Controller:
         *,
         num_ctx: int | None = None,
         keep_alive_s: float | None = None,
+        evict: tuple[str, ...] = (),
     ) -> str:
         """Ask that a runner for this library model exists; returns the id it has or will have.
+
+        Args:
+            evict: canonical names of what leaves the device first.
 
         Raises:
             ModelNotFound, PlacementError, NodeError: it cannot be.
         """
         return self._placer.launch(
-            model, node, device_uuid, num_ctx=num_ctx, keep_alive_s=keep_alive_s
+            model, node, device_uuid, num_ctx=num_ctx, keep_alive_s=keep_alive_s, evict=evict
         )
 
     def launch_split(self, model: str, **how: Any) -> str:

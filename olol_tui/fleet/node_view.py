@@ -16,6 +16,7 @@ from olol_tui.fleet.snapshot import (
     RUNNERS,
     Device,
     Engine,
+    EngineKind,
     Loaded,
     Loading,
     Model,
@@ -117,12 +118,14 @@ def build_node(
     frame = facts.frame
     cordoned = wishes.is_cordoned(facts.name)
     statuses = frame.engines if frame is not None else ()
+    coming = {} if facts.holder is not None else _coming(facts, wishes)
     engines = [
         _engine(status, facts, cordoned or wishes.is_paused(status.id), clock_offset_s)
         for status in statuses
     ]
+    engines = [_replaced(engine, coming.get(engine.id), now_s) for engine in engines]
     if facts.holder is None:
-        engines += _expected(facts, {engine.id for engine in engines}, cordoned, now_s)
+        engines += _expected(facts, coming, {engine.id for engine in engines}, cordoned, now_s)
     helpers = tuple(engine for engine in engines if engine.kind in HELPERS)
     engines = [engine for engine in engines if engine.kind not in HELPERS]
     finished = [
@@ -255,27 +258,74 @@ def _is_unwanted(engine_id: str, facts: NodeFacts) -> bool:
     return all(spec.id != engine_id for spec in facts.plan.specs)
 
 
-def _expected(facts: NodeFacts, reported: set[str], cordoned: bool, now_s: float) -> list[Engine]:
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """An engine as it will be."""
+
+    kind: EngineKind
+    devices: tuple[str, ...]
+    slots: int = 1
+    model: str = ""
+    num_ctx: int | None = None
+
+
+def _coming(facts: NodeFacts, wishes: Wishes) -> dict[str, _Coming]:
+    """What is desired, and what will be as soon as there is room for it; by id."""
+    found = {
+        spec.id: _Coming(
+            spec.kind,
+            spec.devices,
+            spec.slots or 1,
+            spec.model.name if spec.model else "",
+            # Splits keep their own order of things.
+            spec.num_ctx if wishes.launch_of(spec.id) else None,
+        )
+        for spec in facts.plan.specs
+    }
+    for launch in wishes.announced_on(facts.name):
+        found[launch.engine_id] = _Coming(
+            launch.kind, (launch.device,), 1, launch.model, launch.num_ctx
+        )
+    return found
+
+
+def _replaced(engine: Engine, coming: _Coming | None, now_s: float) -> Engine:
+    """A runner that is about to be started anew with another context: its agent may not have
+    heard, but nothing may be sent to the old process any more."""
+    if coming is None or coming.num_ctx is None or engine.state != "ready":
+        return engine
+    if all(one.context_length in (None, coming.num_ctx) for one in engine.loaded):
+        return engine
+    loading = (Loading(coming.model, started_s=now_s),)
+    return replace(engine, state="starting", loaded=(), loading=loading)
+
+
+def _expected(
+    facts: NodeFacts,
+    coming: Mapping[str, _Coming],
+    reported: set[str],
+    cordoned: bool,
+    now_s: float,
+) -> list[Engine]:
     """Engines that are desired and not reported yet, and launches that were refused."""
     engines = [
         Engine(
-            id=spec.id,
+            id=engine_id,
             node=facts.name,
-            kind=spec.kind,
+            kind=one.kind,
             state="starting",
-            devices=spec.devices,
-            slots=spec.slots or 1,
-            model=spec.model.name if spec.model else "",
-            loading=(Loading(spec.model.name, started_s=now_s),) if spec.model else (),
+            devices=one.devices,
+            slots=one.slots,
+            model=one.model,
+            loading=(Loading(one.model, started_s=now_s),) if one.model else (),
             since_s=now_s,
             cordoned=cordoned,
         )
-        for spec in facts.plan.specs
-        if spec.id not in reported
+        for engine_id, one in coming.items()
+        if engine_id not in reported
     ]
-    planned = {spec.id for spec in facts.plan.specs}
     for engine_id, (spec, reason, until_s) in list(facts.refused.items()):
-        if until_s <= now_s or engine_id in planned or engine_id in reported:
+        if until_s <= now_s or engine_id in coming or engine_id in reported:
             del facts.refused[engine_id]
             continue
         engines.append(
@@ -300,6 +350,8 @@ def _with_wishes(
     """Marks pinned models, and when a model will go, by our clock."""
     if not engine.loaded:
         return engine
+    if (largest := wishes.largest_ctx(engine.id)) is not None:
+        engine = replace(engine, largest_ctx=largest)
     marked: list[Loaded] = []
     for loaded in engine.loaded:
         pinned = wishes.is_pinned(loaded.name, engine.node, engine.devices)

@@ -7,6 +7,8 @@ everybody sees.
 
 from __future__ import annotations
 
+import logging
+
 from olol_tui.errors import NodeError, PlacementError
 from olol_tui.fleet.commands import Move, Place, SetPin, Unload
 from olol_tui.fleet.desk import Desk
@@ -25,7 +27,9 @@ from olol_tui.fleet.targets import (
     runner_engine,
 )
 from olol_tui.models.names import canonical
-from olol_tui.placement.fit import Fit, estimate, judge
+from olol_tui.placement.fit import Fit, estimate, judge, without
+
+log = logging.getLogger("olol.fleet.placing")
 
 
 class Placer:
@@ -124,8 +128,12 @@ class Placer:
         *,
         num_ctx: int | None,
         keep_alive_s: float | None,
+        evict: tuple[str, ...] = (),
     ) -> str:
         """Wish for a runner because requests wait for it; returns its engine id.
+
+        Args:
+            evict: canonical names of what leaves the device first.
 
         Raises:
             PlacementError, ModelNotFound, NodeError: it cannot be.
@@ -134,9 +142,15 @@ class Placer:
         if target.engine is not None:
             raise PlacementError(f"{target.where} loads models in {target.engine.id} on request")
         engine_id = self._runners.engine_id(target)
-        if self._desk.wishes.launch_of(engine_id) is not None:
-            return engine_id
-        fit = self._check_fit(target, num_ctx)
+        if num_ctx is not None and target.model.context_length:
+            # A model has no more than it was trained for.
+            num_ctx = min(num_ctx, target.model.context_length)
+        if (has_ctx := self._runners.context(engine_id)) is not None:
+            largest = self._desk.wishes.largest_ctx(engine_id)
+            if num_ctx is None or num_ctx <= has_ctx or (largest is not None and num_ctx > largest):
+                return engine_id
+            return self._grow(target, engine_id, num_ctx, has_ctx, evict)
+        fit = self._check_fit(target, num_ctx, going=evict)
         if not fit.goes:
             # Nobody to wait for: the wish is out before this returns.
             self._runners.wish(target, num_ctx=num_ctx, keep_alive_s=keep_alive_s)
@@ -146,6 +160,28 @@ class Placer:
             title=f"load {target.name} on {target.where}",
             num_ctx=num_ctx,
             keep_alive_s=keep_alive_s,
+        )
+        return engine_id
+
+    def _grow(
+        self, target: Target, engine_id: str, num_ctx: int, has_ctx: int, evict: tuple[str, ...]
+    ) -> str:
+        """Another process with more context in the place of an idle runner; none where there is
+        no room for so much."""
+        try:
+            fit = self._check_fit(target, num_ctx, going=evict)
+        except PlacementError as error:
+            log.info("%s keeps %d tokens of context: %s", engine_id, has_ctx, error)
+            self._desk.wishes.limit_ctx(engine_id, has_ctx)
+            return engine_id
+        if not fit.goes:
+            self._runners.wish(target, num_ctx=num_ctx, keep_alive_s=None)
+        self._start_place(
+            target,
+            fit,
+            title=f"load {target.name} on {target.where} with {num_ctx:,} tokens of context",
+            num_ctx=num_ctx,
+            keep_alive_s=None,
         )
         return engine_id
 
@@ -258,8 +294,16 @@ class Placer:
             hint=f"Loaded there: {there or 'nothing'}",
         )
 
-    def _check_fit(self, target: Target, num_ctx: int | None) -> Fit:
-        """Raises PlacementError when the model can never be there."""
+    def _check_fit(
+        self, target: Target, num_ctx: int | None, *, going: tuple[str, ...] = ()
+    ) -> Fit:
+        """
+        Args:
+            going: what leaves in any case.
+
+        Raises:
+            PlacementError: the model can never be there.
+        """
         context = num_ctx or self._desk.default_ctx(target.node.name)
         slots = target.engine.slots if target.engine is not None else 1
         need = estimate(
@@ -268,7 +312,11 @@ class Placer:
             slots=slots,
             measured_bytes=self._desk.measured_bytes(target.model, context),
         )
-        fit = judge(target.name, need, room_of(target, self._desk.busy))
+        room = room_of(target, self._desk.busy)
+        if target.engine is None and num_ctx is not None:
+            # It takes the place of the process that has it with another context.
+            room = without(target.name, room)
+        fit = judge(target.name, need, room, going=going)
         if fit.is_refused:
             raise PlacementError(
                 fit.reason,

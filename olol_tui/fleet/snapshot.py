@@ -161,6 +161,8 @@ class Engine:
     log_tail: tuple[str, ...] = ()
     """Last log lines of a failed engine."""
     cordoned: bool = False
+    largest_ctx: int | None = None
+    """Of a runner: more context than this was refused, it does not fit."""
     layout: Layout | None = None
     """Of a head: where its layers lie."""
     resident_bytes: int | None = None

@@ -89,6 +89,8 @@ class Wishes:
         self._paused_models: set[str] = set()
         self._draining: set[str] = set()
         self._learned = Learned()
+        self._announced: dict[str, Launch] = {}
+        self._largest_ctx: dict[str, int] = {}
         self._changed = changed
 
     @property
@@ -151,9 +153,34 @@ class Wishes:
 
     def drop_launch(self, engine_id: str) -> Launch | None:
         launch = self._launches.pop(engine_id, None)
+        self._largest_ctx.pop(engine_id, None)
         if launch is not None:
             self._changed()
         return launch
+
+    def announced_on(self, node: str) -> Iterable[Launch]:
+        """What will be wished for as soon as there is room for it."""
+        return [launch for launch in self._announced.values() if launch.node == node]
+
+    @contextmanager
+    def announced(self, launch: Launch) -> Iterator[None]:
+        """Room is made for a runner meanwhile. Not kept over a restart."""
+        self._announced[launch.engine_id] = launch
+        self._changed()
+        try:
+            yield
+        finally:
+            self._announced.pop(launch.engine_id, None)
+            self._changed()
+
+    def largest_ctx(self, engine_id: str) -> int | None:
+        """More context than this was tried and refused: it does not fit."""
+        return self._largest_ctx.get(engine_id)
+
+    def limit_ctx(self, engine_id: str, num_ctx: int) -> None:
+        """Not kept over a restart: there may be more room then."""
+        self._largest_ctx[engine_id] = num_ctx
+        self._changed()
 
     def is_cordoned(self, node: str) -> bool:
         return node in self._cordoned

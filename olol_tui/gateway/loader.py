@@ -113,11 +113,13 @@ class Loader:
         name = next((m.name for n, m in roster.models(model) if n.name == seat.node), model)
         log.info("load", extra={"model": model, "where": seat.where})
         if seat.kind == splitting.KIND or seat.kind in RUNNERS:
-            self._launch(seat, model, name, step.num_ctx)
+            for victim in step.decision.evict:
+                self._say_evicted(victim, seat, model)
+            self._launch(seat, model, name, step)
             return
         load = _EngineLoad(self, seat, model, self._now())
         for victim in step.decision.evict:
-            log.info("evict", extra={"model": victim, "where": seat.where, "for": model})
+            self._say_evicted(victim, seat, model)
             self.gone[seat.engine, victim] = self._now() + GONE_FOR_S
             self.resident.pop((seat.engine, victim), None)
             unload: dict[str, object] = {"model": victim, "stream": False, "keep_alive": 0}
@@ -136,15 +138,25 @@ class Loader:
         """The engine was asked to drop a model: we vouch for it no more."""
         self.resident.pop((engine_id, model), None)
 
-    def _launch(self, seat: Seat, model: str, name: str, num_ctx: int | None) -> None:
+    def _say_evicted(self, victim: str, seat: Seat, model: str) -> None:
+        log.info("evict", extra={"model": victim, "where": seat.where, "for": model})
+
+    def _launch(self, seat: Seat, model: str, name: str, step: Load) -> None:
+        num_ctx = step.num_ctx
         try:
             split = self._fleet.fleet.split_of(seat.engine)
             if seat.kind == splitting.KIND or split is not None:
                 engine = self._fleet.launch_split(name, num_ctx=num_ctx, spread=seat.spread)
             else:
-                engine = self._fleet.launch(name, seat.node, seat.device, num_ctx=num_ctx)
+                engine = self._fleet.launch(
+                    name, seat.node, seat.device, num_ctx=num_ctx, evict=step.decision.evict
+                )
         except OlolError as error:
             self._queue.load_ended(seat.key, model)
+            if seat.warm:
+                # It serves as it is. Asked again with the next snapshot, and not at once.
+                log.warning("not loaded anew: %s", error, extra={"model": model})
+                return
             self._failed(model, 500, str(error))
             return
         self._launches[seat.key, model] = (engine, self._now())

@@ -28,6 +28,7 @@ class FleetPort(Protocol):
         *,
         num_ctx: int | None = None,
         keep_alive_s: float | None = None,
+        evict: tuple[str, ...] = (),
     ) -> str: ...
 
     def launch_split(

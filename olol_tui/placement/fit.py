@@ -9,8 +9,8 @@ wins over the guess.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from olol_tui.fleet.snapshot import Model
@@ -121,10 +121,13 @@ def estimate(
     return Estimate(model.size_bytes, int(kv), int(compute))
 
 
-def judge(name: str, need: Estimate, room: Room) -> Fit:
+def judge(name: str, need: Estimate, room: Room, *, going: Collection[str] = ()) -> Fit:
     """Can the model be loaded in the room, now or after others went?
 
     Idle models go soonest expiry first; busy ones are waited for; pinned ones stay.
+
+    Args:
+        going: names of those that go in any case.
     """
     if any(resident.name == name for resident in room.residents):
         return Fit("loaded", need, f"{name} is already on {room.where}")
@@ -138,24 +141,37 @@ def judge(name: str, need: Estimate, room: Room) -> Fit:
             f"{name} needs about {need.sentence()}; {room.where} has {total} when empty",
         )
     free_bytes = room.total_bytes if room.free_bytes is None else room.free_bytes
-    if need.total_bytes <= free_bytes:
+    leaving = [r for r in room.residents if r.name in going and not r.pinned]
+    if need.total_bytes <= free_bytes and not leaving:
         return Fit(
             "fits",
             need,
             f"{name} needs about {format_size(need.total_bytes)}; "
             f"{room.where} has {format_size(free_bytes)} of {total} free",
         )
-    return _make_room(name, need, room, free_bytes)
+    return _make_room(name, need, room, free_bytes, leaving)
 
 
-def _make_room(name: str, need: Estimate, room: Room, free_bytes: int) -> Fit:
+def without(name: str, room: Room) -> Room:
+    """The room as it is when that resident has gone."""
+    gone = sum(r.bytes for r in room.residents if r.name == name)
+    if not gone:
+        return room
+    free = None if room.free_bytes is None else room.free_bytes + gone
+    rest = tuple(r for r in room.residents if r.name != name)
+    return replace(room, free_bytes=free, residents=rest)
+
+
+def _make_room(
+    name: str, need: Estimate, room: Room, free_bytes: int, leaving: Sequence[Resident]
+) -> Fit:
     missing = need.total_bytes - free_bytes
-    idle = [r for r in room.residents if not r.busy and not r.pinned]
-    busy = [r for r in room.residents if r.busy and not r.pinned]
+    idle = [r for r in room.residents if not r.busy and not r.pinned and r not in leaving]
+    busy = [r for r in room.residents if r.busy and not r.pinned and r not in leaving]
     pinned = [r for r in room.residents if r.pinned]
     # What never expires sorts last; of two that expire alike the larger frees more at once.
     idle.sort(key=lambda r: (r.expires_at or "~", -r.bytes))
-    goes = _until(idle, missing)
+    goes = [*leaving, *_until(idle, missing - sum(r.bytes for r in leaving))]
     freed = sum(r.bytes for r in goes)
     asks = f"{name} needs about {format_size(need.total_bytes)}, {format_size(free_bytes)} is free"
     if freed >= missing:
@@ -169,7 +185,7 @@ def _make_room(name: str, need: Estimate, room: Room, free_bytes: int) -> Fit:
             f"{asks}: it waits until {_listed(waits_for)} is idle{also}",
             _names([*goes, *waits_for]),
         )
-    movable = sum(r.bytes for r in (*idle, *busy))
+    movable = sum(r.bytes for r in room.residents if not r.pinned)
     fixed = sum(r.bytes for r in pinned) + room.lent_bytes
     if fixed and free_bytes + movable + fixed >= need.total_bytes:
         stays = [f"{_listed(pinned)} stays pinned"] if pinned else []
@@ -187,7 +203,7 @@ def _make_room(name: str, need: Estimate, room: Room, free_bytes: int) -> Fit:
         "evicts",
         need,
         f"{asks} on {room.where} and other programs hold {format_size(foreign)}: it may fail",
-        _names(idle),
+        _names([*leaving, *idle]),
     )
 
 

@@ -29,12 +29,14 @@ class Books:
     loads: dict[_Place, float] = field(default_factory=dict)
     """When our load of it began."""
     claims: dict[str, str] = field(default_factory=dict)
-    """Seat key → model that room is made for."""
+    """Room of a seat → model that space is made for there."""
     freed: bool = False
     """An engine fell idle or a load has ended: whoever waits for room may have it now."""
     _last_used: dict[_Place, float] = field(default_factory=dict)
     _loaded_at: dict[_Place, float] = field(default_factory=dict)
     _leaving: dict[_Place, str] = field(default_factory=dict)
+    _evicted: dict[_Place, list[_Place]] = field(default_factory=dict)
+    """What leaves for each load."""
 
     def occupancy(self, queued_of: Callable[[str], int]) -> Occupancy:
         """A live view of all this for the policies."""
@@ -76,13 +78,15 @@ class Books:
         _decrement(by_engine, seat.key)
         _decrement(self.by_model, model)
         self._last_used[key] = now_s
-        if seat.key not in by_engine or seat.key in self.claims:
+        if seat.key not in by_engine or (self.claims and seat.room in self.claims):
             self.freed = True
 
     def load_began(self, seat: Seat, model: str, decision: Decision, now_s: float) -> None:
         self.loads[seat.key, model] = now_s
-        for victim in decision.evict:
-            self._leaving[seat.key, victim] = model
+        goes = [(one.key, one.name) for one in seat.residents if one.name in decision.evict]
+        if goes:
+            self._evicted[seat.key, model] = goes
+            self._leaving.update(dict.fromkeys(goes, model))
 
     def load_ended(self, seat_key: str, model: str, now_s: float | None) -> None:
         """
@@ -91,21 +95,20 @@ class Books:
         """
         if self.loads.pop((seat_key, model), None) is not None and now_s is not None:
             self._loaded_at[seat_key, model] = now_s
-        if self._leaving:
-            for place in [p for p, m in self._leaving.items() if p[0] == seat_key and m == model]:
-                del self._leaving[place]
+        for place in self._evicted.pop((seat_key, model), ()):
+            self._leaving.pop(place, None)
         self.freed = True
 
-    def claim(self, seat_key: str, model: str) -> None:
-        """The one seat that makes room for a model, "" for none."""
-        if not self.claims and not seat_key:
+    def claim(self, room: str, model: str) -> None:
+        """The one room in which space is made for a model, "" for none."""
+        if not self.claims and not room:
             return
         for key in [key for key, claimant in self.claims.items() if claimant == model]:
-            if key != seat_key:
+            if key != room:
                 del self.claims[key]
                 self.freed = True
-        if seat_key:
-            self.claims.setdefault(seat_key, model)
+        if room:
+            self.claims.setdefault(room, model)
 
 
 def _decrement(counts: dict[Any, int], key: Any) -> None:

@@ -81,7 +81,7 @@ class Decision(msgspec.Struct, frozen=True, dict=True):
     evict: tuple[str, ...] = ()
     """With `load`: canonical names that leave the engine first."""
     claim: str = ""
-    """With `wait`: key of a seat that takes nothing new until its room is free for us."""
+    """With `wait`: room of a seat; nothing new starts in it until there is space for us."""
     picky: bool = False
     """With `wait`: a slot is free, but not the one worth waiting for: others may pass."""
 
@@ -114,7 +114,7 @@ class Occupancy:
     leaving: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(seat key, model) that is unloaded now → the model whose load needs its room."""
     claims: Mapping[str, str] = field(default_factory=dict)
-    """Seat key → model that waits for room there."""
+    """Room of a seat → model that waits for space there."""
     queued: Callable[[str], int] = _nobody_waits
     """Model → requests that wait."""
     demand: Demand = field(default_factory=Demand)

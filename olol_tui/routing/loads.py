@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from olol_tui.routing.decision import NOBODY, Ask, Candidate, Decision, Occupancy, Rejection
-from olol_tui.routing.roster import Roster, Seat
+from olol_tui.routing.roster import Resident, Roster, Seat
 from olol_tui.routing.speeds import Speeds
 from olol_tui.routing.survey import Survey, prefill_s
 from olol_tui.units import format_size
@@ -98,7 +98,7 @@ def offers(
             reason = f"the model needs {needs}, the device has {has}"
             found.rejected.append(Rejection(seat.where, reason))
             continue
-        other = next((m for key, m in busy.loads if key == seat.key and m != ask.model), "")
+        other = _other_load(ask.model, seat, busy)
         if other:
             found.rejected.append(Rejection(seat.where, f"it loads {other} first"))
             continue
@@ -110,12 +110,21 @@ def offers(
     return made
 
 
+def _other_load(model: str, seat: Seat, busy: Occupancy) -> str:
+    """Another model that is being loaded into the same memory, or ""."""
+    if not busy.loads:
+        return ""
+    keys = {seat.key, seat.room, *(one.key for one in seat.residents)}
+    return next((other for key, other in busy.loads if key in keys and other != model), "")
+
+
 def _offer(
     ask: Ask, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
 ) -> Offer | str:
     """What loading there takes, or why it cannot be."""
     load_s = speeds.load_s(seat.node, seat.size_bytes)
-    crowd = busy.by_engine.get(seat.key, 0)
+    beside = {one.key for one in seat.residents} - {seat.key}
+    crowd = sum(busy.by_engine.get(key, 0) for key in (seat.key, *beside))
     prefill = prefill_s(ask, seat, speeds)
     if seat.warm:
         # Resident with less context: it is unloaded by its own reload.
@@ -125,10 +134,12 @@ def _offer(
         return Offer(Candidate(seat, wait_s, load_s, prefill, note), (), drains, crowd)
     harms = sorted(
         (
-            _harm(name, size, seat, roster, busy, speeds, now_s)
-            for name, size in seat.idle_residents
+            (_harm(one, seat, roster, busy, speeds, now_s), one)
+            for one in seat.residents
+            if not one.pinned
         ),
-        key=lambda harm: harm.s2,
+        # What never expires goes last of those that nobody wants.
+        key=lambda pair: (pair[0].s2, pair[1].expires_at or "~"),
     )
     if seat.free_bytes is None:
         note = "its memory is not known"
@@ -136,42 +147,46 @@ def _offer(
         return Offer(Candidate(seat, 0.0, load_s, prefill, note), (), False, crowd)
     missing = seat.need_bytes - seat.free_bytes if seat.size_bytes else 0
     chosen: list[Harm] = []
-    for one in harms:
+    places: dict[str, Resident] = {}
+    for harm, one in harms:
         if missing <= sum(harm.size_bytes for harm in chosen):
             break
-        if not _stays(one.name, seat, roster, busy, speeds, now_s):
-            chosen.append(one)
+        if not _stays(one, seat, roster, busy, speeds, now_s):
+            chosen.append(harm)
+            places[harm.name] = one
     freed = sum(harm.size_bytes for harm in chosen)
     if freed < missing:
         held = f", and a split has {format_size(seat.lent_bytes)}" if seat.lent_bytes else ""
         return f"{format_size(missing - freed)} short: what is loaded there is busy or pinned{held}"
-    for one in reversed(chosen[:-1]):
+    for harm in reversed(chosen[:-1]):
         # What was taken before a bigger one came may not be needed beside it.
-        if freed - one.size_bytes >= missing:
-            chosen.remove(one)
-            freed -= one.size_bytes
-    running = [one.name for one in chosen if busy.running.get((seat.key, one.name), 0)]
-    wait_s = max((speeds.of(seat.key, name).service_s for name in running), default=0.0)
-    note = f"evicting {', '.join(one.name for one in chosen)}" if chosen else ""
+        if freed - harm.size_bytes >= missing:
+            chosen.remove(harm)
+            freed -= harm.size_bytes
+    going = [places[harm.name] for harm in chosen]
+    running = [one for one in going if busy.running.get((one.key, one.name), 0)]
+    wait_s = max((speeds.of(one.key, one.name).service_s for one in running), default=0.0)
+    note = f"evicting {', '.join(one.name for one in going)}" if going else ""
     return Offer(
         Candidate(seat, wait_s, load_s, prefill, note), tuple(chosen), bool(running), crowd
     )
 
 
 def _stays(
-    name: str, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
+    one: Resident, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
 ) -> bool:
     """It came only now, and is wanted: evicting it would be going round in circles."""
-    since_s = busy.loaded_at.get((seat.key, name))
-    if since_s is None or not (busy.queued(name) or busy.running.get((seat.key, name), 0)):
+    # A runner was loaded where there was room for one, and has a seat of its own since.
+    loaded_at = [busy.loaded_at.get((key, one.name)) for key in (one.key, seat.room)]
+    since_s = max((at_s for at_s in loaded_at if at_s is not None), default=None)
+    if since_s is None or not (busy.queued(one.name) or busy.running.get((one.key, one.name), 0)):
         return False
-    took_s = speeds.load_s(seat.node, roster.size_bytes(name, seat.node))
+    took_s = speeds.load_s(seat.node, roster.size_bytes(one.name, seat.node))
     return now_s - since_s < STAY_LOADS * took_s
 
 
 def _harm(
-    name: str,
-    size_bytes: int,
+    one: Resident,
     seat: Seat,
     roster: Roster,
     busy: Occupancy,
@@ -179,10 +194,11 @@ def _harm(
     now_s: float,
 ) -> Harm:
     """What leaving this seat costs those who want a model."""
+    name, size_bytes = one.name, one.size_bytes
     reload_s = speeds.load_s(seat.node, roster.size_bytes(name, seat.node))
     queued = busy.queued(name)
     coming = busy.demand.rate_per_s(name, now_s) * HORIZON_LOADS * reload_s
-    service_s = speeds.of(seat.key, name).service_s / max(1, seat.slots)
+    service_s = speeds.of(one.key, name).service_s / max(1, one.slots)
     replicas = max(1, roster.replicas(name))
     before_s = queued * service_s / replicas
     if replicas == 1:
@@ -244,8 +260,9 @@ def _load_somewhere(
         return Decision("wait", None, candidates, rejected, reason)
     if best.drains:
         reason = f"waiting for room on {where}: nothing new starts there until it is free"
-        return Decision("wait", None, candidates, rejected, reason, claim=best.seat.key)
-    reason = f"loading {ask.model} on {where}: nobody has it warm"
+        return Decision("wait", None, candidates, rejected, reason, claim=best.seat.room)
+    why = f"asked for {ask.num_ctx:,} tokens of context" if best.seat.warm else "nobody has it warm"
+    reason = f"loading {ask.model} on {where}: {why}"
     if best.evict:
         reason += f"; {', '.join(best.evict)} is wanted least there"
     return Decision("load", best.seat, candidates, rejected, reason, best.evict)
@@ -303,7 +320,7 @@ def _replica(
     where = cost.seat.where
     if best.drains:
         reason = f"{wait_s:.1f} s of queue > {ready_s:.1f} s until {where} is free and has it"
-        return Decision("wait", None, candidates, rejected, reason, claim=best.seat.key)
+        return Decision("wait", None, candidates, rejected, reason, claim=best.seat.room)
     idle = "" if best.crowd else "idle "
     reason = f"{wait_s:.1f} s of queue > {cost.load_s:.1f} s load on {idle}{where}"
     return Decision("load", best.seat, candidates, rejected, reason, best.evict)

@@ -300,7 +300,7 @@ class Queue:
         )
         if note and decision.seat is not None:
             decision = structs.replace(decision, reason=f"{decision.reason} ({note})")
-        elif decision.reason == NOBODY and any(seat.key in self.books.claims for seat in seats):
+        elif decision.reason == NOBODY and any(seat.room in self.books.claims for seat in seats):
             # That ends by itself: it is a queue, and not an outage.
             decision = structs.replace(decision, reason=_MAKES_ROOM)
         return decision
@@ -317,6 +317,7 @@ class Queue:
     def _load(self, ticket: Ticket, seat: Seat, decision: Decision, now_s: float) -> Load:
         self.books.load_began(seat, ticket.ask.model, decision, now_s)
         ticket.load_began_s = now_s
+        ticket.load_reason = decision.reason
         return Load(seat, ticket.ask.model, ticket.ask.num_ctx, decision)
 
     def _take(
@@ -326,6 +327,9 @@ class Queue:
         if self.ejection.watches:
             self.ejection.taken(seat.key, now_s)
         line.served(ticket, now_s)
+        if ticket.load_reason:
+            reason = f"{decision.reason}, after {ticket.load_reason}"
+            decision = structs.replace(decision, reason=reason)
         ticket.seat = seat
         ticket.decision = decision
         ticket.taken_s = now_s

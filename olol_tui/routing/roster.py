@@ -6,10 +6,20 @@ are worked out when it is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from olol_tui.fleet.snapshot import RUNNERS, Device, Engine, Fleet, Model, Node, SplitRule
+from olol_tui.fleet.snapshot import (
+    RUNNERS,
+    Device,
+    Engine,
+    Fleet,
+    Loaded,
+    Model,
+    Node,
+    SplitRule,
+)
 from olol_tui.models.names import canonical
 from olol_tui.routing.splitting import with_split
 
@@ -28,6 +38,20 @@ _CPU_OVERHEAD_BYTES = 96 * 1024 * 1024
 """The same where there is no CUDA."""
 _KV_SHARE = 1.15
 """Weights to weights + KV cache at the usual context; the memory model refines it."""
+
+
+class Resident(NamedTuple):
+    """Another model in the memory that a seat would use."""
+
+    name: str
+    """Canonical."""
+    size_bytes: int
+    key: str
+    """Of the seat where it is."""
+    slots: int
+    pinned: bool = False
+    expires_at: str = ""
+    """RFC 3339; empty for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +79,11 @@ class Seat:
     free_bytes: int | None
     lent_bytes: int = 0
     """Of the device, what splits have, loaded or about to be."""
-    idle_residents: tuple[tuple[str, int], ...] = ()
-    """Other unpinned models on the same engine, (canonical name, bytes): may be evicted."""
+    residents: tuple[Resident, ...] = ()
+    """What else is in that memory: unless pinned it may be evicted."""
+    memory: str = ""
+    """What all seats in the same memory have in common: the runners of a device. Empty for an
+    engine that has its memory to itself."""
     longest_context: int | None = None
     """What the model was trained for: asking for more gives no more."""
     refused: str = ""
@@ -69,6 +96,11 @@ class Seat:
     """A split over several devices even where one would do."""
     share: float = 1.0
     """Of the traffic that it would get otherwise: less while it begins again after a failure."""
+
+    @property
+    def room(self) -> str:
+        """The key of its memory."""
+        return self.memory or self.key
 
     @property
     def fits(self) -> bool | None:
@@ -175,7 +207,7 @@ class Roster:
                     seats.append(self._seat(node, engine, devices, model, entry))
             if node.runner and entry.path:
                 seats += [
-                    _launchable(node, device, entry)
+                    self._launchable(node, device, entry)
                     for device in node.devices
                     if device.uuid not in launched and device.role not in NO_ENGINE
                 ]
@@ -184,29 +216,29 @@ class Roster:
     def _seat(
         self, node: Node, engine: Engine, devices: dict[str, Device], model: str, entry: Model
     ) -> Seat:
+        is_runner = engine.kind in RUNNERS
         names = self._names_on(engine)
         loaded = next((x for x in engine.loaded if canonical(x.name) == model), None)
         if loaded is None and entry.digest and engine.kind in _BY_FILE:
             loaded = next((x for x in engine.loaded if x.digest == entry.digest), None)
         twin = "" if loaded is None else canonical(loaded.name)
-        starting = engine.kind in RUNNERS and engine.state == "starting" and not _node_refusal(node)
+        starting = is_runner and engine.state == "starting" and not _node_refusal(node)
         warm = (model in names or twin in names) and not starting
         owned = [devices[uuid] for uuid in engine.devices if uuid in devices]
         free = [device.free_bytes for device in owned]
         total = [device.vram_bytes for device in owned]
-        residents = {
-            canonical(x.name): (x.vram_bytes or x.size_bytes, x.pinned) for x in engine.loaded
-        }
+        residents = {canonical(x.name): x for x in engine.loaded}
         # What we did since the snapshot was taken is not in its free memory yet.
         unseen = sum(
             need_bytes(self.size_bytes(name, node.name)) for name in names if name not in residents
         )
-        left = sum(size for name, (size, _) in residents.items() if name not in names)
+        left = sum(_bytes(x) for name, x in residents.items() if name not in names)
+        device = engine.devices[0] if engine.devices else ""
         return Seat(
             key=engine.id,
             engine=engine.id,
             node=node.name,
-            device=engine.devices[0] if engine.devices else "",
+            device=device,
             where=_where(node, owned),
             address=way_to(node, engine),
             kind=engine.kind,
@@ -219,18 +251,89 @@ class Roster:
             vram_bytes=_total(total),
             free_bytes=_less(_total(free), unseen - left),
             lent_bytes=sum(device.lent_bytes for device in owned),
-            idle_residents=tuple(
-                (name, residents[name][0])
+            residents=self._beside(node, device, model)
+            if is_runner
+            else tuple(
+                _resident(engine, residents[name])
                 if name in residents
-                else (name, need_bytes(self.size_bytes(name, node.name)))
+                else Resident(
+                    name, need_bytes(self.size_bytes(name, node.name)), engine.id, engine.slots
+                )
                 for name in sorted(names)
-                if name not in (model, twin) and not (name in residents and residents[name][1])
+                if name not in (model, twin)
             ),
-            longest_context=entry.context_length,
+            memory=_memory(node, device) if is_runner else "",
+            longest_context=entry.context_length
+            if engine.largest_ctx is None
+            else engine.largest_ctx,
             refused="" if starting else _refusal(node, engine),
             dead=engine.state == "failed" or node.state == "failed",
             incarnation=f"{engine.id}#{engine.pid}",
         )
+
+    def _beside(self, node: Node, device: str, model: str) -> tuple[Resident, ...]:
+        """The runners of other models on a device."""
+        return tuple(
+            _resident(engine, one)
+            for engine in _runners(node, device)
+            if engine.state == "ready" and canonical(engine.model) != model
+            for one in engine.loaded
+        )
+
+    def _launchable(self, node: Node, device: Device, entry: Model) -> Seat:
+        key = _memory(node, device.uuid)
+        # What only begins to load is not in the device's used memory yet.
+        coming = sum(
+            need_bytes(self.size_bytes(canonical(engine.model), node.name), device.vendor)
+            for engine in _runners(node, device.uuid)
+            if engine.state == "starting" and not engine.loaded
+        )
+        return Seat(
+            key=key,
+            engine="",
+            node=node.name,
+            device=device.uuid,
+            where=f"{node.name}/{device.label}",
+            address="",
+            kind=node.runner,
+            slots=1,
+            warm=False,
+            loading=False,
+            context_length=None,
+            size_bytes=entry.size_bytes,
+            need_bytes=need_bytes(entry.size_bytes, device.vendor),
+            vram_bytes=device.vram_bytes,
+            free_bytes=_less(device.free_bytes, coming),
+            lent_bytes=device.lent_bytes,
+            residents=self._beside(node, device.uuid, canonical(entry.name)),
+            memory=key,
+            refused=_node_refusal(node),
+            dead=node.state == "failed",
+            incarnation=key,
+        )
+
+
+def _memory(node: Node, device: str) -> str:
+    return f"{node.name}/{device}"
+
+
+def _runners(node: Node, device: str) -> Iterator[Engine]:
+    return (e for e in node.engines if e.kind in RUNNERS and device in e.devices)
+
+
+def _bytes(loaded: Loaded) -> int:
+    return loaded.vram_bytes or loaded.size_bytes
+
+
+def _resident(engine: Engine, loaded: Loaded) -> Resident:
+    return Resident(
+        canonical(loaded.name),
+        _bytes(loaded),
+        engine.id,
+        engine.slots,
+        loaded.pinned,
+        loaded.expires_at,
+    )
 
 
 def way_to(node: Node, engine: Engine) -> str:
@@ -241,30 +344,6 @@ def way_to(node: Node, engine: Engine) -> str:
     if not engine.address or node.kind != "ssh":
         return engine.address
     return f"{node.name}{ROAD_MARK}{engine.address}"
-
-
-def _launchable(node: Node, device: Device, entry: Model) -> Seat:
-    return Seat(
-        key=f"{node.name}/{device.uuid}",
-        engine="",
-        node=node.name,
-        device=device.uuid,
-        where=f"{node.name}/{device.label}",
-        address="",
-        kind=node.runner,
-        slots=1,
-        warm=False,
-        loading=False,
-        context_length=None,
-        size_bytes=entry.size_bytes,
-        need_bytes=need_bytes(entry.size_bytes, device.vendor),
-        vram_bytes=device.vram_bytes,
-        free_bytes=device.free_bytes,
-        lent_bytes=device.lent_bytes,
-        refused=_node_refusal(node),
-        dead=node.state == "failed",
-        incarnation=f"{node.name}/{device.uuid}",
-    )
 
 
 def _where(node: Node, devices: list[Device]) -> str:

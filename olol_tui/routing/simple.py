@@ -70,7 +70,7 @@ class Ranked:
         assert first is not None
         if first.key in can_load and not free:
             reason = f"waiting for room on {first.where}, next by {self._title}"
-            return Decision("wait", None, (), rejected, reason, claim=first.key)
+            return Decision("wait", None, (), rejected, reason, claim=first.room)
         reason = f"waiting for {first.where}, next by {self._title}"
         return Decision("wait", None, (), rejected, reason, picky=self._patient)
 

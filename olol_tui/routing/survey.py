@@ -60,7 +60,8 @@ def ruled_out(ask: Ask, seat: Seat, busy: Occupancy) -> str:
         return seat.refused
     if seat.incarnation in ask.exclude:
         return FAILED_BEFORE
-    if (claimant := busy.claims.get(seat.key)) is not None and claimant != ask.model:
+    if busy.claims and busy.claims.get(seat.room, ask.model) != ask.model:
+        claimant = busy.claims[seat.room]
         return f"it makes room for {claimant}"
     return ""
 

@@ -42,6 +42,8 @@ class Ticket(msgspec.Struct, eq=False):
     """The latest one about this ticket; of those that wait only the next in line has one."""
     load_began_s: float | None = None
     """When a load was started for it."""
+    load_reason: str = ""
+    """Why there, and what went for it."""
     only: str = ""
     """Engine or node where the operator sent it."""
     away: str = ""

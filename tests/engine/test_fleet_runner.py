@@ -118,6 +118,33 @@ async def test_a_runner_expires_and_is_adopted_before_that(tmp_path: Path) -> No
         await second.until(lambda f: f.engine(ENGINE) is None)
 
 
+async def test_more_context_is_another_process_once_and_not_where_it_does_not_fit(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, cluster(vram_limit="200MiB")) as fleet:
+        device = await connected(fleet)
+        await fleet.do(Place(MODEL, "local", "cpu"))
+        before = fleet.engine(ENGINE).pid
+
+        def has(tokens: int) -> bool:
+            engine = fleet.fleet.engine(ENGINE)
+            return engine is not None and [one.context_length for one in engine.loaded] == [tokens]
+
+        assert fleet.controller.launch(MODEL, "local", device, num_ctx=1024) == ENGINE
+        now = fleet.controller.engine(ENGINE)
+        assert now is not None and now.state == "starting", "the old process gets nothing more"
+        await fleet.until(lambda _: has(1024))
+        grown = fleet.engine(ENGINE).pid
+        assert grown != before
+        fleet.controller.launch(MODEL, "local", device, num_ctx=512)
+        fleet.controller.launch(MODEL, "local", device)
+        fleet.controller.launch(MODEL, "local", device, num_ctx=2048)
+        await fleet.until(lambda _: fleet.engine(ENGINE).largest_ctx == 1024)
+        seq = fleet.fleet.seq
+        await fleet.until(lambda f: f.seq > seq + 3)
+        assert has(1024) and fleet.engine(ENGINE).pid == grown
+
+
 async def test_a_file_that_is_no_model_is_said_and_hides_nothing(tmp_path: Path) -> None:
     junk = tmp_path / "junk.gguf"
     junk.write_bytes(b"not a GGUF" * 100)

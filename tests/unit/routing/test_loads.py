@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from olol_tui.fleet.snapshot import Fleet, Loaded, Model, Node
+from olol_tui.fleet.snapshot import Engine, Fleet, Loaded, Model, Node
 from olol_tui.routing.books import Books
 from olol_tui.routing.decision import Ask, Decision
 from olol_tui.routing.policy import POLICIES
 from olol_tui.routing.prefix import marks
 from olol_tui.routing.roster import Roster
 from olol_tui.routing.speeds import Speeds
+from olol_tui.routing.survey import ruled_out
 from tests.contract.gateway_rig import engine_node
 
 GIB = 2**30
@@ -103,6 +104,55 @@ def test_what_runs_is_let_end_first_and_nothing_new_starts_there() -> None:
     here.books.claims[key("a")] = OTHER
     other = here.decide()
     assert "it makes room for other:14b" in other.text
+
+
+def runners(*loaded: str, vram: int = 12, pinned: bool = False) -> Node:
+    """A node that starts a process for each model."""
+    one = gpu("a", *loaded, vram=vram)
+    engines = tuple(
+        Engine(
+            id=f"a/llama-server-{name}",
+            node="a",
+            kind="llama-server",
+            state="ready",
+            devices=one.engines[0].devices,
+            address="127.0.0.1:1",
+            model=name,
+            loaded=tuple(
+                replace(x, pinned=pinned) for x in one.engines[0].loaded if x.name == name
+            ),
+        )
+        for name in loaded
+    )
+    library = tuple(replace(model, path=f"/{model.name}") for model in one.library)
+    return replace(one, engines=engines, library=library, runner="llama-server")
+
+
+def test_runners_of_a_device_make_room_for_each_other() -> None:
+    """By the rules of an engine that holds both: each has its own process, the memory is one."""
+    here = Here((runners(OTHER),))
+    decision = here.decide()
+    assert (decision.action, decision.evict) == ("load", (OTHER,))
+    assert decision.reason.endswith("other:14b is wanted least there")
+    assert decision.seat is not None
+    here.books.load_began(decision.seat, HOT, decision, 100.0)
+    assert here.books.occupancy(len).leaving == {(f"a/llama-server-{OTHER}", OTHER): HOT}
+    here.books.load_ended(decision.seat.key, HOT, 101.0)
+    assert not here.books.occupancy(len).leaving
+
+
+def test_a_runner_at_work_or_pinned_is_not_stopped() -> None:
+    here = Here((runners(OTHER),))
+    here.books.running[f"a/llama-server-{OTHER}", OTHER] = 1
+    claims = here.decide(waited_s=60.0)
+    assert (claims.action, claims.claim) == ("wait", "a/GPU-a")
+    here.books.claims["a/GPU-a"] = HOT
+    roster = Roster(Fleet(nodes=here.nodes), {})
+    (seat,) = roster.seats(OTHER)
+    assert ruled_out(Ask(OTHER), seat, here.books.occupancy(len)) == "it makes room for hot:8b"
+    kept = Here((runners(OTHER, pinned=True),)).decide(waited_s=60.0)
+    assert kept.action == "wait"
+    assert "what is loaded there is busy or pinned" in kept.text
 
 
 def test_higher_demand_stays_until_patience_ends() -> None:
