@@ -70,3 +70,11 @@ class ReadOnly(OlolError):
 
 class LinkError(OlolError):
     title = "The connection is lost"
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real exception of nested groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from olol_tui.config import NodeConfig
-from olol_tui.errors import NodeError, OlolError
+from olol_tui.errors import NodeError, OlolError, first_error
 from olol_tui.fleet import desired, limits, walls
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.engine_client import EngineClient
@@ -265,10 +265,10 @@ class NodeSession:
             try:
                 await self._visit()
             except* (OlolError, OSError) as group:
-                error = _first(group)
+                error = first_error(group)
             except* Exception as group:
                 log.exception("%s: unexpected failure", self._name)
-                error = NodeError(f"unexpected failure: {_first(group)!r}")
+                error = NodeError(f"unexpected failure: {first_error(group)!r}")
             self._client = None
             self._steering.ended()
             self._fell(error)
@@ -313,6 +313,7 @@ class NodeSession:
         facts, reason = self._facts, str(error)
         if isinstance(error, NotProvisioned) and facts.hello is not None:
             facts.forget()
+            facts.steps = ()  # Somebody else took it off: what we did there is no more.
         if facts.frame is None:
             state: NodeState = "failed"
         elif self._road.problem is not None or facts.state != "ready":
@@ -394,11 +395,3 @@ class NodeSession:
         if before is None or not inventory.errors:
             return False
         return bool({d.uuid for d in before.devices} - {d.uuid for d in inventory.devices})
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first real exception of nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

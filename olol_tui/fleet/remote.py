@@ -36,7 +36,7 @@ from olol_tui.ssh.hostkeys import HostKeys
 from olol_tui.ssh.keys import AskPassphrase, KeyRing
 from olol_tui.ssh.link import LinkState, NodeLink
 from olol_tui.ssh.road import AgentPlace, SshRoad
-from olol_tui.ssh.target import Target, route
+from olol_tui.ssh.target import route, ssh_command
 
 HELLO_TIMEOUT_S = 5.0
 
@@ -273,6 +273,8 @@ class RemoteRoad:
 
     def _learn(self, facts: Facts, plan: Plan | None) -> None:
         self._provisioned = bool(facts.record)
+        if not facts.record:
+            self._survives_reboot = None
         if facts.python is not None:
             self.link.python = facts.python.path
         if facts.record and plan is not None and plan["service"].action == "keep":
@@ -386,22 +388,3 @@ def _question(error: SSHError | None) -> HostKeyQuestion | None:
         fingerprint=offered.fingerprint,
         randomart=offered.randomart,
     )
-
-
-def ssh_command(target: Target, own_file: str = "") -> str:
-    """What a human types to get there.
-
-    Args:
-        own_file: our known_hosts, where the host's key is in no other.
-    """
-    words = ["ssh"]
-    if target.port is not None:
-        words += ["-p", str(target.port)]
-    for identity in target.identities:
-        words += ["-i", str(identity)]
-    files = [str(path) for path in target.known_hosts] + ([own_file] if own_file else [])
-    if files:
-        # ssh takes one list: another option of that name would count for nothing.
-        words += ["-o", f"UserKnownHostsFile={' '.join(map(shlex.quote, files))}"]
-    words.append(f"{target.user}@{target.host}" if target.user else target.host)
-    return shlex.join(words)

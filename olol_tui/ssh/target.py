@@ -7,6 +7,7 @@ the route is worked out here, and every hop is opened by our rules.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,3 +197,22 @@ def _paths(value: object) -> tuple[Path, ...]:
     items: Sequence[object] = value if isinstance(value, list | tuple) else [value]
     texts = [str(item) for item in items if item]
     return tuple(Path(text).expanduser() for text in texts if text not in ("none", "/dev/null"))
+
+
+def ssh_command(target: Target, own_file: str = "") -> str:
+    """What a human types to get there.
+
+    Args:
+        own_file: our known_hosts, where the host's key is in no other.
+    """
+    words = ["ssh"]
+    if target.port is not None:
+        words += ["-p", str(target.port)]
+    for identity in target.identities:
+        words += ["-i", str(identity)]
+    files = [str(path) for path in target.known_hosts] + ([own_file] if own_file else [])
+    if files:
+        # ssh takes one list: another option of that name would count for nothing.
+        words += ["-o", f"UserKnownHostsFile={' '.join(map(shlex.quote, files))}"]
+    words.append(f"{target.user}@{target.host}" if target.user else target.host)
+    return shlex.join(words)

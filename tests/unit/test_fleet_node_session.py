@@ -18,7 +18,7 @@ from olol_tui.fleet import node_session, steering
 from olol_tui.fleet.identity import Identity
 from olol_tui.fleet.node_session import Library, NodeSession
 from olol_tui.fleet.road import Factory, NotProvisioned, RoadFacts
-from olol_tui.fleet.snapshot import Node
+from olol_tui.fleet.snapshot import Node, ProvisionStep
 from olol_tui.fleet.wishes import Launch, Wishes
 
 GPUS = [{"uuid": f"GPU-{n}", "index": n, "name": "RTX", "vendor": "nvidia"} for n in range(2)]
@@ -296,10 +296,12 @@ async def test_engines_go_on_without_an_agent_while_the_road_holds() -> None:
 async def test_a_node_from_which_everything_was_taken_is_forgotten() -> None:
     async with running() as session:
         await session.until(lambda n: n.state == "ready")
+        session.session.show_steps((ProvisionStep("agent", "done"),))
         session.road.set(refused=NotProvisioned("nothing is there", hint="P provisions it"))
         session.agent.telemetry.set()
         node = await session.until(lambda n: n.state == "failed")
         assert not node.devices and not node.library and not node.engines
+        assert not node.steps, "what was done there is no more"
         assert node.hint == "P provisions it"
 
 
