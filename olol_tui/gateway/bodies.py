@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import msgspec
 
-from olol_tui.routing import prefix
-
 _EMPTY = (b"", b"null", b'""', b"[]")
 
 
@@ -40,12 +38,9 @@ class RouteBody(msgspec.Struct):
         return _says_something(self.prompt)
 
     @property
-    def prefix(self) -> tuple[int, ...]:
-        """Marks of the prompt's beginning, by which the next round of it is known again."""
-        for raw in (self.messages, self.prompt, self.input):
-            if raw:
-                return prefix.marks(memoryview(raw))
-        return ()
+    def conversation(self) -> msgspec.Raw:
+        """What the next round of it begins with."""
+        return self.messages or self.prompt or self.input
 
     @property
     def has_messages(self) -> bool:

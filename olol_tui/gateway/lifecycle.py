@@ -15,10 +15,10 @@ from olol_tui.gateway.dialects import errors
 from olol_tui.gateway.dialects.translation import Translation
 from olol_tui.gateway.http import JSON, NDJSON, HttpConnection, Request
 from olol_tui.gateway.inspect import wants_why, why_header
+from olol_tui.gateway.prompts import measure
 from olol_tui.gateway.routes import Inference
 from olol_tui.gateway.spool import Payload, Pump
 from olol_tui.routing.policy import Ask
-from olol_tui.routing.prefix import LEAST_BYTES
 from olol_tui.routing.roster import Seat
 from olol_tui.routing.speeds import LEAST_PROMPT
 from olol_tui.routing.ticket import Terms, Ticket
@@ -89,12 +89,13 @@ class Lifecycle:
         self._replay = (
             replay.wanted(request, route, stream) if replay.HEADER in request.headers else None
         )
-        spool, size, wishes = request.spool, len(self._body), fields.wishes
+        wishes = fields.wishes
+        prompt = measure(fields, len(self._body), request.spool)
         ask = Ask(
             model,
-            (size if spool is None else spool.weight) // _BYTES_PER_TOKEN,
+            prompt.weight // _BYTES_PER_TOKEN,
             wishes.num_ctx,
-            prefix=fields.prefix if size >= LEAST_BYTES else (),
+            prefix=prompt.marks,
             client=terms.flow,
             distributed=wishes.distributed,
         )

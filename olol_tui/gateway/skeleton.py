@@ -14,12 +14,16 @@ import re
 import secrets
 import string
 from typing import NamedTuple
+from zlib import crc32
 
 HOLE_BYTES = 32 * 1024
 """Strings up to this length stay."""
 KEPT = 256
 """Of a long string: enough to see what an image is. A multiple of 4, so that base64 stays so."""
 MEDIA_WEIGHT = 4096
+"""What an image counts as, in bytes of text."""
+_NAME_BYTES = 128 * 1024
+"""Of what stands for a hole: of longer prompts only the beginning is looked at."""
 _ALPHABET = string.ascii_letters + string.digits
 # Whole strings and what is between them, up to one that does not end here.
 _BETWEEN = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
@@ -32,6 +36,9 @@ class Hole(NamedTuple):
 
     start: int
     end: int
+    sum_: int = 0
+    """Checksum of the bytes."""
+    is_text: bool = False
 
 
 class Skeleton:
@@ -49,6 +56,7 @@ class Skeleton:
         """Of a string that is not over yet and may stay; None once it is a hole."""
         self._started_bytes = 0
         self._hole_at = 0
+        self._sum = 0
         self._is_text = False
         self.weight = 0
         """What was left out, in bytes of text: those of an image say nothing of its tokens."""
@@ -92,6 +100,24 @@ class Skeleton:
             at = match.end()
         return [*pieces, text[at:]]
 
+    def named(self, text: bytes, original: bytes = b"") -> bytes:
+        """`text`, made from the skeleton, with a name in the place of each hole: the same for the
+        same bytes, and about as long as the tokens that they stand for.
+
+        Args:
+            original: where it is at hand, texts come back from there as they are.
+        """
+
+        def name(match: re.Match[bytes]) -> bytes:
+            hole = self.holes[int(match[1])]
+            if hole.is_text and original:
+                return original[hole.start : hole.end]
+            weight = hole.end - hole.start if hole.is_text else MEDIA_WEIGHT
+            one = b"%08x%x " % (hole.sum_, hole.end - hole.start)
+            return (one * (min(weight, _NAME_BYTES) // len(one) + 1))[:weight]
+
+        return re.sub(self._mark.encode() + rb"(\d{8})", name, text)
+
     def _go_on(self, data: bytes, at: int) -> int:
         """Read on inside a string; returns where it goes on outside, or the end of the data."""
         begin = at
@@ -116,6 +142,7 @@ class Skeleton:
 
     def _take(self, piece: bytes, at: int) -> None:
         if self._started is None:
+            self._sum = crc32(piece, self._sum)
             return
         if not self._started:
             self._hole_at = at
@@ -123,17 +150,19 @@ class Skeleton:
         self._started_bytes += len(piece)
         if self._started_bytes > HOLE_BYTES:
             # The first characters stay where cutting behind them cannot split one.
-            first = b"".join(self._started)[:KEPT]
+            whole = b"".join(self._started)
+            first = whole[:KEPT]
             kept = first if _PLAIN.fullmatch(first) else b""
             self._is_text = not kept or b" " in kept
             self._started = None
+            self._sum = crc32(memoryview(whole)[len(kept) :])
             self._hole_at += len(kept)
             self._out.append(kept + b"%s%08d" % (self._mark.encode(), len(self.holes)))
 
     def _end_string(self, at: int) -> None:
         self._inside = False
         if self._started is None:
-            self.holes.append(Hole(self._hole_at, at))
+            self.holes.append(Hole(self._hole_at, at, self._sum, self._is_text))
             self.weight += at - self._hole_at if self._is_text else MEDIA_WEIGHT
         else:
             self._out += self._started

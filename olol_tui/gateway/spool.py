@@ -78,6 +78,10 @@ class Spool:
         """What was made from the skeleton, with the long strings in it again."""
         return self._skeleton.fill(text)
 
+    def named(self, text: bytes) -> bytes:
+        """A part of the skeleton with what tells the long strings apart in their places."""
+        return self._skeleton.named(text)
+
     def read(self, start: int, count: int) -> bytes:
         return os.pread(self._file, count, start)
 

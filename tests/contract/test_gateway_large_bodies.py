@@ -195,6 +195,28 @@ async def test_a_body_that_would_take_long_to_parse_is_refused_before_it_is() ->
         assert reply.status_code == 413 and "not in long strings" in reply.json()["error"]
 
 
+async def test_the_next_round_about_an_image_goes_where_the_first_went() -> None:
+    one, two = Engine(), Engine()
+    first = CHAT["messages"]
+    answer = [{"role": "assistant", "content": "a cat"}, {"role": "user", "content": "sure?"}]
+    async with (
+        running(one) as a,
+        running(two) as b,
+        gateway_over(engine_node("n1", a, MODEL), engine_node("n2", b, MODEL)) as (
+            gateway,
+            _,
+            client,
+        ),
+    ):
+        for messages in (first, [*first, *answer], [*first, *answer, *answer]):
+            body = {"model": MODEL, "messages": messages, "stream": False}
+            reply = await client.post("/api/chat", content=raw(body))
+            assert reply.status_code == 200, reply.text
+        assert sorted((len(one.bodies), len(two.bodies))) == [0, 3]
+        prefixes = gateway.queue.books.prefixes
+        assert (prefixes.looked, prefixes.hits) == (3, 2)
+
+
 async def test_no_room_for_a_body_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int, data: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
