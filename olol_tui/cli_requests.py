@@ -90,7 +90,9 @@ def _write_csv(rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _harmless(value) for name, value in row.items()})
+        tried = "; ".join(row["tried"])
+        shown = {**row, "tried": tried}
+        writer.writerow({name: _harmless(value) for name, value in shown.items()})
 
 
 def _harmless(value: Any) -> Any:
@@ -115,6 +117,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     state = str(row["state"])
     if row["cause"]:
         state += f" ({row['cause']})"
+    if row["replays"]:
+        state += f", replayed {_times(row['replays'])}"
+    elif row["retries"]:
+        state += f", retried {_times(row['retries'])}"
     return tuple(
         _plain(cell)
         for cell in (
@@ -131,6 +137,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
             "–" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.1f}",
         )
     )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _plain(text: str) -> str:

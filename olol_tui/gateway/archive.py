@@ -8,6 +8,7 @@ a second above which an ended request is counted and not recorded.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
@@ -33,11 +34,13 @@ embeddings, and a sample of those tells as much; each record costs some 20 µs."
 LOG_BYTES = 64 * 2**20
 """Of an access log, before it is moved aside to `.1`."""
 _PRUNE_ROWS = 1000
-_VERSION = 1
+_VERSION = 2
+_ADDED = ("replays", "tried")
+"""What version 1 did not have."""
 COLUMNS = (
     "id", "arrived_wall_s", "client", "dialect", "path", "model", "engine", "place", "state",
     "status", "cause", "error", "retries", "stream", "wait_s", "ttft_s", "total_s",
-    "prompt_tokens", "tokens", "tokens_per_s", "why",
+    "prompt_tokens", "tokens", "tokens_per_s", "why", *_ADDED,
 )  # fmt: skip
 _CREATE = f"""
 CREATE TABLE IF NOT EXISTS requests (seq INTEGER PRIMARY KEY, {", ".join(COLUMNS)});
@@ -199,10 +202,15 @@ def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=5.0)
     try:
         version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version in (0, _VERSION):
+        if version in (0, 1, _VERSION):
             # WAL: `olol-tui requests` reads while we write.
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
+            with database:
+                for column in _ADDED if version == 1 else ():
+                    database.execute(f"ALTER TABLE requests ADD COLUMN {column}")
+                if version == 1:
+                    database.execute(f"PRAGMA user_version = {_VERSION}")
             database.executescript(_CREATE)
             return database
         reason = f"it is of version {version}"
@@ -253,6 +261,8 @@ def _row(record: Record, offset_s: float) -> tuple[object, ...]:
         record.tokens,
         view.tokens_per_s,
         view.why,
+        record.replays,
+        json.dumps(record.tried, ensure_ascii=False) if record.tried else None,
     )
 
 
@@ -268,7 +278,9 @@ def _line(one: Record | Refused, offset_s: float) -> bytes:
         }
     else:
         row = dict(zip(COLUMNS, _row(one, offset_s), strict=True))
-        del row["why"], row["arrived_wall_s"], row["error"]
+        # Why, and what failed before, may hold anything that an engine said.
+        for column in ("why", "arrived_wall_s", "error", "tried"):
+            del row[column]
         row["stream"] = one.stream
         kept = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
         shown = {"time": _rfc3339(one.arrived_s + offset_s), "method": one.method, **kept}
@@ -282,7 +294,8 @@ def _rfc3339(wall_s: float) -> str:
 def read(
     path: Path, *, since_wall_s: float = 0.0, limit: int | None = None, request: str = ""
 ) -> list[dict[str, object]]:
-    """Rows as dictionaries, oldest first; the newest `limit`. Another process may be writing.
+    """Rows as dictionaries, oldest first; the newest `limit`. `tried` is a list. Another process
+    may be writing.
 
     Raises:
         FileNotFoundError: nothing was ever recorded.
@@ -292,9 +305,16 @@ def read(
         raise FileNotFoundError(path)
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5.0)) as database:
+        has = {row[1] for row in database.execute("PRAGMA table_info(requests)")}
+        # Nobody may have written since the file was of version 1.
+        columns = [name if name in has else f"NULL AS {name}" for name in COLUMNS]
         found = database.execute(
-            f"SELECT {', '.join(COLUMNS)} FROM requests WHERE arrived_wall_s >= ? "
+            f"SELECT {', '.join(columns)} FROM requests WHERE arrived_wall_s >= ? "
             "AND (? = '' OR id = ?) ORDER BY seq DESC LIMIT ?",
             (since_wall_s, request, request, -1 if limit is None else limit),
         ).fetchall()
-    return [dict(zip(COLUMNS, row, strict=True)) for row in reversed(found)]
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in reversed(found)]
+    for row in rows:
+        row["replays"] = row["replays"] or 0
+        row["tried"] = json.loads(row["tried"]) if row["tried"] else []
+    return rows

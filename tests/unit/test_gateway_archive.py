@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -57,6 +58,40 @@ def test_a_record_is_whole_and_its_file_is_ours(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert [row["id"] for row in read(path, limit=1)] == ["r2"]
     assert read(path, since_wall_s=time.time()) == []
+
+
+TRIES = ("n1/gpu0: the engine closed the connection", "n2/gpu0: it answered 500")
+
+
+def test_what_was_tried_before_is_kept_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, at = tmp_path / "requests.db", ["--state-dir", str(tmp_path)]
+    twice = record(1, retries=2, tried=TRIES)
+    write(path, twice, record(2, retries=1, replays=1, tried=TRIES[:1]), record(3))
+    told = [(row["replays"], row["tried"]) for row in read(path)]
+    assert told == [(0, list(TRIES)), (1, [TRIES[0]]), (0, [])]
+    assert main(["requests", *at]) == 0
+    out = capsys.readouterr().out
+    assert "done, retried 2 times" in out
+    assert "done, replayed once" in out
+    assert main(["requests", "--csv", "--limit", "3", *at]) == 0
+    assert f"0,{TRIES[0]}; {TRIES[1]}\n" in capsys.readouterr().out
+    assert main(["why", "r1", *at]) == 0
+    assert f"tried before: {TRIES[1]}" in capsys.readouterr().out
+
+
+def test_a_file_of_the_version_before_is_read_and_gets_the_new_columns(tmp_path: Path) -> None:
+    path = tmp_path / "requests.db"
+    write(path, record(1))
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("ALTER TABLE requests DROP COLUMN replays")
+        database.execute("ALTER TABLE requests DROP COLUMN tried")
+        database.execute("PRAGMA user_version = 1")
+    assert [(row["id"], row["replays"], row["tried"]) for row in read(path)] == [("r1", 0, [])]
+    write(path, record(2, retries=1, tried=TRIES[:1]))
+    assert [(row["id"], row["tried"]) for row in read(path)] == [("r1", []), ("r2", [TRIES[0]])]
+    assert [file.name for file in tmp_path.glob("*.old.db")] == []
 
 
 def test_rows_are_bounded_by_count_and_by_age(tmp_path: Path) -> None:
