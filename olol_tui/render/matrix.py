@@ -28,6 +28,9 @@ WIDE = 100
 HEAD_ROWS = 2
 _NAME_CELLS = (14, 28)
 _NODE_GAP = 1
+_LARGE_BYTES = 100 * 2**30
+_TITLE_CELLS = 10
+"""Of a node's name, what its devices make room for."""
 
 Cell = tuple[str, TileKey]
 """Canonical model name and device."""
@@ -118,14 +121,15 @@ def grid(
     longest = max((cells(short_model(m.name)) for m in models), default=_NAME_CELLS[0])
     wide = width >= WIDE
     name_cells = max(_NAME_CELLS[0], min(_NAME_CELLS[1] if wide else 20, longest))
-    plain = Grid(name_cells, wide, 5 if wide else 3, 0, 0)
+    # Three figures of free memory want a blank beside them.
+    large = any((t.device and t.device.vram_bytes or 0) >= _LARGE_BYTES for t in tiles)
+    plain = Grid(name_cells, wide, 5 if wide else 4 if large else 3, 0, 0)
     room = width - plain.left
 
     def fits(start: int) -> int:
         used = count = 0
         for index in range(start, len(tiles)):
-            new_node = index > start and tiles[index].node.name != tiles[index - 1].node.name
-            used += plain.cell + (_NODE_GAP if new_node else 0)
+            used += plain.cell + _gap(tiles, start, index, plain.cell)
             if used > room:
                 break
             count += 1
@@ -137,6 +141,26 @@ def grid(
     while first > 0 and first - 1 + fits(first - 1) >= len(tiles):
         first -= 1
     return Grid(name_cells, wide, plain.cell, first, min(fits(first), len(tiles) - first))
+
+
+def _title_cells(name: str, devices: int, cell: int) -> int:
+    """Above a node's visible devices; more than they take where one device is too narrow."""
+    return max(cell * devices - 1, min(_TITLE_CELLS, cells(name)))
+
+
+def _gap(tiles: Sequence[Tile], first: int, index: int, cell: int) -> int:
+    """Cells before a device: nodes stand apart, by as much as the name of the one before needs.
+
+    Args:
+        first: index of the first visible device.
+    """
+    if index <= first or tiles[index].node.name == tiles[index - 1].node.name:
+        return 0
+    name, start = tiles[index - 1].node.name, index - 1
+    while start > first and tiles[start - 1].node.name == name:
+        start -= 1
+    devices = index - start
+    return _NODE_GAP + _title_cells(name, devices, cell) - (cell * devices - 1)
 
 
 def draw_matrix(
@@ -209,11 +233,11 @@ def _across(
     """
     row.to(layout.left)
     for index, tile in enumerate(shown):
-        if index and tile.node.name != shown[index - 1].node.name:
+        if gap := _gap(shown, 0, index, layout.cell):
             if style is not None and index in link and index - 1 in link:
-                row.raw("─" * _NODE_GAP, _NODE_GAP, style)
+                row.raw("─" * gap, gap, style)
             else:
-                row.gap(_NODE_GAP)
+                row.gap(gap)
         yield index, tile
 
 
@@ -240,7 +264,7 @@ def _node_line(shown: Sequence[Tile], layout: Grid, width: int, p: Palette) -> L
     row = Row(width, p.base).to(layout.left)
     for number, (name, group) in enumerate(groupby(shown, key=lambda tile: tile.node.name)):
         row.gap(_NODE_GAP if number else 0)
-        room = layout.cell * len(list(group)) - 1
+        room = _title_cells(name, len(list(group)), layout.cell)
         title = f"─ {name} " if room > cells(name) + 3 else name
         row.put(title, p.muted, min(room, cells(title)))
         rest = max(0, room - cells(title))
@@ -314,7 +338,7 @@ def _foot(scene: Scene, shown: Sequence[Tile], layout: Grid, width: int) -> list
         return row.end()
 
     if not layout.wide:
-        return [line("free", lambda t: (_free(t).removesuffix("G"), p.vram))]
+        return [line("free GiB", lambda t: (_free(t).removesuffix("G"), p.vram))]
     return [
         blank(width, p.base),
         line("FREE", lambda t: (_free(t), p.vram)),

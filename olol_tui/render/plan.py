@@ -159,7 +159,7 @@ def draw_cell_line(scene: Scene, model: ModelRow, tile: Tile, width: int, p: Pal
     row.put(f"{fit.words} ", style)
     if fit.possible and fit.after_bytes is not None:
         row.put(f"→ {size_pair(fit.after_bytes, fit.total_bytes)}", p.base)
-    return [row.end(), *paragraph(fit.reason, width, p, "muted")[:1]]
+    return [row.end(), *paragraph(fit.reason, width, p, "muted")[:2]]
 
 
 def _is_at(scene: Scene, model: str, tile: Tile) -> bool:

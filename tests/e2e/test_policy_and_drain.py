@@ -137,7 +137,7 @@ async def test_a_drained_node_ends_its_streams_and_gets_no_more(client: Client) 
     chats = client.start(4, tokens=120)
     await client.busy(running=4)
     draining = asyncio.create_task(client.ops.do(Drain("a")))
-    await client.ops.until(lambda f: f.node("a").draining)
+    await client.ops.until(lambda f: client.ops.node("a").draining)
     more = client.start(3, tokens=4)
     done = await draining
     assert client.ops.node("a").cordoned and not client.ops.node("a").draining
