@@ -122,7 +122,7 @@ def grid(
     wide = width >= WIDE
     name_cells = max(_NAME_CELLS[0], min(_NAME_CELLS[1] if wide else 20, longest))
     # Three figures of free memory want a blank beside them.
-    large = any((t.device and t.device.vram_bytes or 0) >= _LARGE_BYTES for t in tiles)
+    large = any(((t.device and t.device.vram_bytes) or 0) >= _LARGE_BYTES for t in tiles)
     plain = Grid(name_cells, wide, 5 if wide else 4 if large else 3, 0, 0)
     room = width - plain.left
 
