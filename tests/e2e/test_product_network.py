@@ -38,7 +38,8 @@ from tests.lab import Host, Lab
 
 pytestmark = pytest.mark.timeout(420)
 
-REJOIN_S = 20.0
+REJOIN_S = 35.0
+"""The longest pause between two attempts is thirty."""
 AT_ONCE_S = 2.0
 STREAMS = 45
 FEEDERS = 4
