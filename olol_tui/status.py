@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from olol_tui.fleet.snapshot import Device, Engine, Fleet, Node, Request, SplitPart
-from olol_tui.units import format_size
+from olol_tui.units import format_size, link_words
 
 Tone = Literal["good", "busy", "bad", "dim", "plain"]
 
@@ -161,7 +161,9 @@ def _splits(fleet: Fleet) -> Iterable[list[Cell]]:
             Cell("; ".join(facts), tone),
         ]
         for part in split.parts:
-            yield [Cell(f"  {part.where}"), _state(part.state), Cell(part.road), _share(part)]
+            way = link_words(part.rtt_s, part.bytes_s)
+            road = f"{part.road} {way}" if way else part.road
+            yield [Cell(f"  {part.where}"), _state(part.state), Cell(road), _share(part)]
 
 
 def _share(part: SplitPart) -> Cell:

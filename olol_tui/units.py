@@ -60,6 +60,23 @@ def format_size(size_bytes: float) -> str:
     return f"{digits.removesuffix('.0')} {_BINARY[unit]}"
 
 
+def format_speed(bytes_s: float) -> str:
+    """As networks are measured: `112 MB/s`, `0.4 MB/s`.
+
+    >>> format_speed(1.124e8), format_speed(4e5)
+    ('112 MB/s', '0.4 MB/s')
+    """
+    value = bytes_s / 1e6
+    return f"{value:.0f} MB/s" if value >= 10 else f"{value:.1f} MB/s"
+
+
+def link_words(rtt_s: float | None, bytes_s: float | None) -> str:
+    """What is known of the way between two nodes: `0.31 ms, 112 MB/s`; empty for nothing."""
+    trip = "" if rtt_s is None else f"{rtt_s * 1000:.2g} ms"
+    speed = "" if bytes_s is None else format_speed(bytes_s)
+    return ", ".join(filter(None, (trip, speed)))
+
+
 _DURATION_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")

@@ -51,7 +51,7 @@ class Keeper:
         self._backoff = Backoff(site.policy)
         self._ready_at: float | None = None
         self._loaded: list[dict[str, Any]] = []
-        self._layout: dict[str, Any] | None = None
+        self._vigil: Vigil | None = None
         self._state = "starting"
         self._since_mono = self._started_mono = time.monotonic()
         self._retry_at: float | None = None
@@ -142,7 +142,8 @@ class Keeper:
             "retry_in_s": None if retry_at is None else max(0.0, retry_at - time.monotonic()),
             "error": self._error,
             "log_tail": list(self._log_tail),
-            **self._kind.tells(self.pid, self._layout if self._state == "ready" else None),
+            **self._kind.tells(self.pid),
+            **(self._vigil.tells() if self._vigil and self._state == "ready" else {}),
         }
 
     # -- the task
@@ -258,11 +259,10 @@ class Keeper:
             await self._sleep(policy.ready_probe_s)
         self._ready_at = time.monotonic()
         self._bad_ports.clear()
-        path = self._site.state.log_path(self.id)
-        loop = asyncio.get_running_loop()
-        self._layout = await loop.run_in_executor(None, self._kind.layout, self._running, path)
-        place = str(self._site.state.path)
-        vigil = Vigil(self._kind, self._running, self._port, policy, process.pid, place)
+        state = self._site.state
+        vigil = Vigil(self._kind, self._running, self._port, policy, process.pid, state)
+        self._vigil = vigil
+        await vigil.begin()
         while True:
             try:
                 loaded = await self._waker.race(vigil.look())

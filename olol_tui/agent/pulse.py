@@ -19,6 +19,9 @@ _FROZEN = ("refrigerator", "freezer_trap")
 _LISTENS = ("wait_woken", "sk_wait_data", "inet_csk_accept", "tcp_recvmsg", "sk_stream_wait")
 """Where a process waits for the other end of a TCP connection."""
 
+_LEAST_S, _LEAST_BYTES = 0.5, 4 << 20
+"""Shorter, or with fewer bytes a second, a while says nothing of a road's speed."""
+
 
 @dataclass(frozen=True)
 class Pulse:
@@ -30,10 +33,16 @@ class Pulse:
     """CPU time of all its threads so far."""
     waits_in: str
     """The kernel's function in which its first thread waits; empty where that is hidden."""
+    written_bytes: int | None = None
+    """To files, pipes and sockets so far; None where nobody asked, or the kernel does not say."""
 
 
-def take(pid: int) -> Pulse | None:
-    """None when there is no such process. Blocks, hardly."""
+def take(pid: int, *, counts: bool = False) -> Pulse | None:
+    """None when there is no such process. Blocks, hardly.
+
+    Args:
+        counts: what it has written, too.
+    """
     try:
         raw = Path(f"/proc/{pid}/stat").read_bytes()
         waits_in = Path(f"/proc/{pid}/wchan").read_text(encoding="ascii").strip("\0\n ")
@@ -43,7 +52,46 @@ def take(pid: int) -> Pulse | None:
     if len(fields) < 13:
         return None
     ticks = int(fields[11]) + int(fields[12])
-    return Pulse(fields[0].decode("ascii"), ticks, "" if waits_in == "0" else waits_in)
+    written = _written_bytes(pid) if counts else None
+    return Pulse(fields[0].decode("ascii"), ticks, "" if waits_in == "0" else waits_in, written)
+
+
+def _written_bytes(pid: int) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(one.split()[1]) for one in lines if one.startswith("wchar:")), None)
+
+
+class Meter:
+    """How fast a process writes when it has much to write: the best of the whiles in which it
+    wrote all the time, which are those between two others in which it wrote.
+
+    For a road that carries weights from time to time: its speed is what it does then.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes_s: float | None = None
+        self._last: tuple[int, float] | None = None
+        self._speeds: list[float] = []
+        """Of the latest whiles without a pause."""
+
+    def seen(self, written_bytes: int | None, now_s: float) -> None:
+        if written_bytes is None:
+            return
+        if self._last is not None:
+            before, at_s = self._last
+            count, took_s = written_bytes - before, now_s - at_s
+            if took_s < _LEAST_S:
+                return
+            if count >= _LEAST_BYTES * took_s:
+                self._speeds = [*self._speeds[-2:], count / took_s]
+            else:
+                self._speeds = []
+            if len(self._speeds) == 3:
+                self.peak_bytes_s = max(self.peak_bytes_s or 0.0, self._speeds[1])
+        self._last = written_bytes, now_s
 
 
 class Watch:

@@ -14,7 +14,8 @@ from typing import Any
 
 from . import client
 from .engines import Advance, EngineKind
-from .pulse import Watch
+from .pulse import Meter, Watch
+from .records import State
 from .spec import Policy, Spec
 
 SILENT_POLLS = 3
@@ -33,10 +34,10 @@ class Vigil:
         port: int,
         policy: Policy,
         pid: int = 0,
-        state_dir: str = "",
+        state: State | None = None,
     ) -> None:
         self._kind, self._spec, self._port, self._policy = kind, spec, port, policy
-        self._pid, self._state_dir = pid, state_dir
+        self._pid, self._state = pid, state
         self.silent = 0
         """Polls in a row without an answer."""
         self.verdict = ""
@@ -44,6 +45,21 @@ class Vigil:
         self._advance: Advance | None = None
         self._moved_at = time.monotonic()
         self._watch = Watch(policy, computes=spec.devices == ("cpu",))
+        self._meter = Meter()
+        self._layout: dict[str, Any] | None = None
+
+    async def begin(self) -> None:
+        """Read what it says of itself once it is ready."""
+        if self._state is not None:
+            read = partial(self._kind.layout, self._spec, self._state.log_path(self._spec.id))
+            self._layout = await asyncio.get_running_loop().run_in_executor(None, read)
+
+    def tells(self) -> dict[str, Any]:
+        """Fields of a ready engine's STATUS."""
+        told: dict[str, Any] = {} if self._layout is None else {"layout": self._layout}
+        if self._meter.peak_bytes_s is not None:
+            told["carries_bytes_s"] = self._meter.peak_bytes_s
+        return told
 
     async def look(self) -> list[dict[str, Any]]:
         """What it has loaded.
@@ -53,9 +69,12 @@ class Vigil:
         """
         policy = self._policy
         if self._kind.is_inspected:
-            inspect = partial(self._kind.inspect, self._spec, self._pid, self._state_dir)
+            place = str(self._state.path) if self._state is not None else ""
+            inspect = partial(self._kind.inspect, self._spec, self._pid, place)
             pulse = await asyncio.get_running_loop().run_in_executor(None, inspect)
-            self.verdict = self._watch.seen(pulse, time.monotonic())
+            now_s = time.monotonic()
+            self._meter.seen(None if pulse is None else pulse.written_bytes, now_s)
+            self.verdict = self._watch.seen(pulse, now_s)
             if self.verdict:
                 return []
         try:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from olol_tui.errors import OlolError
 from olol_tui.fleet.crew import Crew
-from olol_tui.placement.split import Link
+from olol_tui.fleet.link_book import LinkBook
+from olol_tui.placement.split import Links
 
 log = logging.getLogger("olol.fleet.mesh")
 
@@ -19,20 +20,20 @@ HEADS_ASKED = 8
 
 
 class MeshLinks:
-    """Round trips by (from, to), measured when they are asked for and kept for a while."""
+    """Round trips by (from, to), measured when they are asked for and good for a while."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: Crew, book: LinkBook) -> None:
         self._crew = crew
-        self._known: dict[tuple[str, str], tuple[Link, float]] = {}
+        self._book = book
+        self._measured_s: dict[tuple[str, str], float] = {}
 
-    async def between(
-        self, heads: Iterable[str], workers: Iterable[str]
-    ) -> dict[tuple[str, str], Link]:
+    async def between(self, heads: Iterable[str], workers: Iterable[str]) -> Links:
         """Those that could be measured; nodes that do not reach each other are left out."""
         others = list(workers)
         await asyncio.gather(*(self._measure(head, others) for head in sorted(heads)[:HEADS_ASKED]))
         now_s = time.monotonic()
-        return {pair: link for pair, (link, at_s) in self._known.items() if now_s - at_s < FRESH_S}
+        fresh = [pair for pair, at_s in self._measured_s.items() if now_s - at_s < FRESH_S]
+        return self._book.links(fresh)
 
     async def _measure(self, head: str, workers: Iterable[str]) -> None:
         now_s = time.monotonic()
@@ -40,7 +41,7 @@ class MeshLinks:
         stale = [
             worker
             for worker in others
-            if now_s - self._known.get((head, worker), (None, -FRESH_S))[1] >= FRESH_S
+            if now_s - self._measured_s.get((head, worker), -FRESH_S) >= FRESH_S
         ]
         targets: dict[str, tuple[str, int]] = {}
         for worker in stale:
@@ -59,4 +60,5 @@ class MeshLinks:
             return
         for worker, trip_s in zip(targets, trips, strict=False):
             if trip_s is not None:
-                self._known[head, worker] = Link(rtt_s=trip_s), now_s
+                self._measured_s[head, worker] = now_s
+                self._book.note(head, worker, rtt_s=trip_s)

@@ -151,6 +151,7 @@ def build_node(
             Literal["", "llama-server", "embedded"],
             facts.plan.runner or "" if facts.holder is None else "",
         ),
+        links=wishes.links.seen_from(facts.name),
         lends=facts.can("rpc-server"),
         heads=facts.can("llama-server"),
         foreign=_foreign(facts, wishes.adopted_on(facts.name)),
@@ -248,6 +249,7 @@ def _engine(status: Status, facts: NodeFacts, cordoned: bool, offset_s: float) -
         cordoned=cordoned,
         layout=status.layout,
         resident_bytes=status.resident_bytes,
+        carries_bytes_s=status.carries_bytes_s,
     )
 
 

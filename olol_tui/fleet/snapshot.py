@@ -167,6 +167,8 @@ class Engine:
     """Of a head: where its layers lie."""
     resident_bytes: int | None = None
     """Of a worker: memory its process holds, where that tells of what is loaded."""
+    carries_bytes_s: float | None = None
+    """Of a forward: how fast weights went through it, at their fastest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,10 @@ class SplitPart:
     """Id of the worker; empty where the head drives the GPU itself."""
     road: Literal["", "loopback", "ssh", "relay", "direct"] = ""
     """How tensors travel to it."""
+    rtt_s: float | None = None
+    """From the head's node to it and back, as measured; None on the same node, or unknown."""
+    bytes_s: float | None = None
+    """How fast weights travelled to it, as measured."""
     state: EngineState = "starting"
     """Of its worker and the road there."""
     progress: float | None = None
@@ -305,6 +311,17 @@ class PassphraseQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeLink:
+    """The way from one node to another, as measured."""
+
+    node: str
+    """The other."""
+    rtt_s: float | None = None
+    bytes_s: float | None = None
+    """How fast weights of a split travelled."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A machine: this one, one reached by SSH, or an endpoint somebody else runs."""
 
@@ -317,6 +334,8 @@ class Node:
     """Workers and forwards of splits."""
     library: tuple[Model, ...] = ()
     """What its store holds: what its engines can load without a download."""
+    links: tuple[NodeLink, ...] = ()
+    """To nodes whose devices it was measured against as the head of a split."""
     lends: bool = False
     """Whether its devices can hold layers of a split: llama.cpp's worker is there."""
     heads: bool = False

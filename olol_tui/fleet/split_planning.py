@@ -74,7 +74,7 @@ class Planning:
         self._wishes = wishes
         self._nodes = nodes
         self._busy = busy
-        self._links = MeshLinks(crew)
+        self._links = MeshLinks(crew, wishes.links)
 
     async def draft(
         self,

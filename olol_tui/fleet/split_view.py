@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from olol_tui.fleet.link_book import LinkBook
 from olol_tui.fleet.snapshot import Buffer, Engine, Layout, SplitPart
 from olol_tui.fleet.split_stage import Stage
 from olol_tui.fleet.split_wish import PartWish, Ports, SplitWish
@@ -17,7 +18,11 @@ _WORKER_BASE_BYTES = 8 * 2**20
 
 
 def parts_of(
-    wish: SplitWish, engines: Mapping[str, Engine], ports: Ports, now: Stage | None
+    wish: SplitWish,
+    engines: Mapping[str, Engine],
+    ports: Ports,
+    now: Stage | None,
+    links: LinkBook,
 ) -> tuple[SplitPart, ...]:
     """The parts with their state, their progress while loading, and their real sizes."""
     head = engines.get(wish.engine)
@@ -31,6 +36,7 @@ def parts_of(
         else:
             buffer = next(own, None)
         state = now.states.get(part.worker) if now is not None and part.worker else None
+        link = links.of(wish.node, part.node)
         parts.append(
             SplitPart(
                 node=part.node,
@@ -43,6 +49,8 @@ def parts_of(
                 planned_kv_bytes=part.kv_bytes,
                 engine=part.worker,
                 road="" if not part.worker else "loopback" if part.way is None else part.way.road,
+                rtt_s=link.rtt_s,
+                bytes_s=link.bytes_s,
                 state=state or (worker.state if worker is not None else "starting"),
                 progress=None if buffer is not None else _progress(part, worker),
                 real_layers=None if buffer is None else _layers(part, buffer),
@@ -52,6 +60,14 @@ def parts_of(
             )
         )
     return tuple(parts)
+
+
+def note_speeds(wish: SplitWish, engines: Mapping[str, Engine], links: LinkBook) -> None:
+    """How fast the weights travel, by whoever carries them."""
+    for part in wish.parts:
+        forward = engines.get(part.forward) if part.forward else None
+        if forward is not None and forward.carries_bytes_s is not None:
+            links.note(wish.node, part.node, bytes_s=forward.carries_bytes_s)
 
 
 def lessons(

@@ -25,7 +25,7 @@ from olol_tui.fleet.split_eviction import Eviction
 from olol_tui.fleet.split_planning import Draft, Planning
 from olol_tui.fleet.split_run import Run
 from olol_tui.fleet.split_stage import stage
-from olol_tui.fleet.split_view import lessons, parts_of
+from olol_tui.fleet.split_view import lessons, note_speeds, parts_of
 from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
 from olol_tui.models.names import canonical, same
 from olol_tui.models.store_layers import StoreLayers
@@ -247,6 +247,7 @@ class Splits:
             run.becomes(now.state, now_s)
             run.error, run.log_tail = now.error, now.log_tail
             self._learn(wish, run, engines)
+            note_speeds(wish, engines, wishes.links)
             self._detour(wish, engines)
 
     def _learn(self, wish: SplitWish, run: Run, engines: dict[str, Engine]) -> None:
@@ -379,7 +380,8 @@ class Splits:
     ) -> tuple[SplitPart, ...]:
         if wish is None:
             return ()
-        return parts_of(wish, engines, self._desk.wishes.splits.ports(wish.id), run.now)
+        wishes = self._desk.wishes
+        return parts_of(wish, engines, wishes.splits.ports(wish.id), run.now, wishes.links)
 
     def _tell(self, nodes: Iterable[str]) -> None:
         for name in nodes:

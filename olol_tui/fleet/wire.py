@@ -162,6 +162,7 @@ class Status(msgspec.Struct, frozen=True):
     log_tail: tuple[str, ...] = ()
     layout: Layout | None = None
     resident_bytes: int | None = None
+    carries_bytes_s: float | None = None
 
     def loading_at(self, clock_offset_s: float) -> tuple[Loading, ...]:
         """`loading` with marks on the fleet clock."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from olol_tui.files import write_atomic
+from olol_tui.fleet.link_book import LinkBook, SeenLink
 from olol_tui.fleet.snapshot import EngineKind, Pin, Role
 from olol_tui.fleet.split_book import KeptSplit, SplitBook
 from olol_tui.models.learned import Learned
@@ -72,6 +73,8 @@ class Kept(msgspec.Struct, frozen=True):
     """Canonical names of models."""
     learned: Learned = Learned()
     """What engines took: no wish, but kept as long and as safely as the splits planned by it."""
+    links: tuple[SeenLink, ...] = ()
+    """As measured, for the same reason."""
 
 
 class Wishes:
@@ -84,6 +87,7 @@ class Wishes:
         self._roles: dict[str, dict[str, Role]] = {}
         self._adopted: dict[Adopted, None] = {}
         self.splits = SplitBook(changed)
+        self.links = LinkBook(changed)
         self._paused: Counter[str] = Counter()
         """Engine → how many keep new work away from it."""
         self._paused_models: set[str] = set()
@@ -263,6 +267,7 @@ class Wishes:
         self._launches = {key: one for key, one in self._launches.items() if one.node != node}
         self._cordoned.discard(node)
         self._roles.pop(node, None)
+        self.links.forget_node(node)
         self._adopted = {one: None for one in self._adopted if one.node != node}
         self._changed()
 
@@ -282,6 +287,7 @@ class Wishes:
                     splits=self.splits.kept(),
                     paused=self.paused_models,
                     learned=self._learned,
+                    links=self.links.kept(),
                 )
             )
         )
@@ -298,6 +304,7 @@ class Wishes:
         self.splits.adopt(kept.splits)
         self._paused_models = set(kept.paused)
         self._learned = kept.learned
+        self.links.adopt(kept.links)
 
 
 class WishesFile:

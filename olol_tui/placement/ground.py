@@ -118,6 +118,8 @@ class Ground:
             has_output=is_head,
             rtt_s=0.0 if is_near else (link or UNKNOWN_LINK).rtt_s,
             is_measured=is_near or link is not None,
+            bytes_s=None if link is None else link.bytes_s,
+            wait_s=0.0 if is_near else (link or UNKNOWN_LINK).token_s,
             uncorrected_bytes=uncorrected,
         )
 
@@ -180,11 +182,10 @@ class _Pool:
         self._near: dict[str, list[tuple[float, int, str]]] = {}
 
     def trip(self, head: str, node: str) -> float:
-        """Seconds from a head's node to another and back."""
+        """Seconds that a token waits for the way from a head's node to another and back."""
         if head == node:
             return 0.0
-        link = self._links.get((head, node))
-        return UNKNOWN_LINK.rtt_s if link is None else link.rtt_s
+        return self._links.get((head, node), UNKNOWN_LINK).token_s
 
     def near(self, head: str) -> list[tuple[float, int, str]]:
         """Nodes by round trip from a head's node, itself first, then those with most room."""
@@ -293,7 +294,7 @@ def _nodes(pool: _Pool, ask: _Ask) -> _Chosen | None:
 
 
 def _far(pool: _Pool, head: _Seat, others: Sequence[_Seat]) -> tuple[float, int]:
-    """Round trips of a token, and nodes that it visits."""
+    """What a token waits on its ways, and nodes that it visits."""
     return (
         sum(pool.trip(head.device.node, seat.device.node) for seat in others),
         len({seat.device.node for seat in others}),
@@ -386,5 +387,5 @@ def _tokens_factor(shares: Sequence[Share]) -> float:
         for share in shares
     )
     workers = [share for share in shares if not share.is_local]
-    waiting_s = sum(share.rtt_s for share in workers)
+    waiting_s = sum(share.wait_s for share in workers)
     return _WORKER_FACTOR ** len(workers) * compute_s / (compute_s + waiting_s)

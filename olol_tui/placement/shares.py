@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from olol_tui.models.memory import Need, Settings
-from olol_tui.units import format_size
+from olol_tui.units import format_size, format_speed
 
 Vendor = Literal["nvidia", "amd", "cpu", "simulated", "unknown"]
 Level = Literal["gpu", "node", "nodes"]
 Links = Mapping[tuple[str, str], "Link"]
 
+TOKEN_BYTES = 2 * 4 * 4096
+"""One row of activations there and one back, for a model of everyday width: what links are
+compared by."""
+USUAL_BYTES_S = 1.1e8
+"""Of a link that nobody measured: one Gbit/s."""
 MAX_DEVICES = 15
 """ggml schedules over 16 backends, one of them the head's CPU."""
 
@@ -44,6 +49,12 @@ class Link:
 
     rtt_s: float
     bytes_s: float | None = None
+    """How fast weights travelled; None where none did yet."""
+
+    @property
+    def token_s(self) -> float:
+        """What a token waits on it: a round trip, and its activations there and back."""
+        return self.rtt_s + TOKEN_BYTES / (self.bytes_s or USUAL_BYTES_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,10 @@ class Share:
     """From the head to the worker; 0 on the head's own node."""
     is_measured: bool = True
     """The round trip was measured, not assumed."""
+    bytes_s: float | None = None
+    """How fast weights travel to it, as measured."""
+    wait_s: float = 0.0
+    """Of each token, for the way there and back."""
     uncorrected_bytes: int = 0
     """Of `compute_bytes`, before anything learned: what a log is held against."""
 
@@ -128,9 +143,9 @@ class SplitPlan:
                 continue
             told.add(node)
             trip = f"{share.rtt_s * 1000:.2g} ms a round trip"
-            said.append(
-                f"{head.node} to {node}: {trip}{'' if share.is_measured else ', not measured'}"
-            )
+            trip += "" if share.is_measured else ", not measured"
+            speed = "" if share.bytes_s is None else f", {format_speed(share.bytes_s)}"
+            said.append(f"{head.node} to {node}: {trip}{speed}")
         return tuple(said)
 
 

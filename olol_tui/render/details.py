@@ -15,6 +15,7 @@ from olol_tui.render.text import (
     watts,
 )
 from olol_tui.render.tiles import Tile
+from olol_tui.units import link_words
 
 Pairs = list[tuple[str, str]]
 
@@ -110,7 +111,8 @@ def split_facts(split: Split) -> Pairs:
         held = size(part.planned_bytes) if part.real_bytes is None else size(part.real_bytes)
         word = "planned" if part.real_bytes is None else f"of {size(part.planned_bytes)} planned"
         done = "" if part.progress is None else f", {percent(100 * part.progress)} there"
-        road = f", {part.road}" if part.road else ", the head's own"
+        way = link_words(part.rtt_s, part.bytes_s)
+        road = f", {part.road}{f' {way}' if way else ''}" if part.road else ", the head's own"
         pairs.append((part.where, f"{layers} layers{output}: {held} {word}{done}{road}"))
     if split.restarts:
         took = f", the last in {seconds(split.restart_s)}" if split.restart_s else ""

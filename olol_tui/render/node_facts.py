@@ -7,6 +7,7 @@ from olol_tui.render.details import Pairs, engine_facts
 from olol_tui.render.node_detail import Part, engines_on, reboot_words
 from olol_tui.render.nodes import silent_s
 from olol_tui.render.text import age, percent, size_pair
+from olol_tui.units import link_words
 
 
 def part_facts(fleet: Fleet, node: Node, part: Part | None) -> Pairs:
@@ -50,6 +51,7 @@ def node_facts(node: Node, fleet: Fleet) -> Pairs:
     pairs += [
         ("foreign", f"{url}: an Ollama we did not start, never touched") for url in node.foreign
     ]
+    pairs += [(f"to {link.node}", link_words(link.rtt_s, link.bytes_s)) for link in node.links]
     pairs.append(("library", ", ".join(m.name for m in node.library) or "empty"))
     return pairs
 

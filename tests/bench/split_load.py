@@ -24,6 +24,7 @@ from pathlib import Path
 import httpx
 
 from olol_tui.fleet.snapshot import Fleet, Split
+from olol_tui.units import link_words
 from tests.bench import big_gguf
 from tests.e2e.cluster import Operator, operator
 from tests.e2e.product import console, kill_on
@@ -106,6 +107,10 @@ class Bench:
             pass
         return Load(time.monotonic() - began_s, (sent_bytes(head) - before) / _MIB)
 
+    @property
+    def fleet(self) -> Fleet:
+        return self._ops.fleet
+
     def split(self, fleet: Fleet) -> Split:
         return fleet.splits[0]
 
@@ -158,6 +163,10 @@ async def measure(lab: Lab, place: Path, models: Path, rounds: int) -> None:
                 flush=True,
             )
             print("         kept: " + ", ".join(f"{n} {mib:.0f} MiB" for n, mib in kept.items()))
+        for node in bench.fleet.nodes:
+            for link in node.links:
+                words = link_words(link.rtt_s, link.bytes_s)
+                print(f"{node.name} to {link.node}, as measured by the load itself: {words}")
     print(f"second load to first, median of {rounds}: {statistics.median(ratios):.2f}")
 
 

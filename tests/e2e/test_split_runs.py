@@ -76,6 +76,7 @@ async def test_a_model_too_big_for_any_host_is_split_by_itself(product: Product)
         for part in split.parts:
             line = next(x for x in status.stdout.splitlines() if x.startswith(f"  {part.where} "))
             assert f" {part.layers} layers" in line, status.stdout
+            assert (" ms" in line) == (part.road == "ssh"), "how far it is, as measured"
 
 
 class Broken:

@@ -79,6 +79,16 @@ def test_the_nearer_of_equal_nodes_is_taken() -> None:
     assert [share.device.node for share in found.shares] == ["c", "a"]
 
 
+def test_of_equally_near_nodes_the_one_with_the_wider_link_is_taken() -> None:
+    devices = [gpu("a", 0, 20, blob=True), gpu("b", 0, 20), gpu("c", 0, 20)]
+    links = {("a", "b"): Link(0.0002, 1.2e7), ("a", "c"): Link(0.0002, 1.1e9)}
+    found = planned(plan(shape(), devices, ctx=4096, links=links))
+    assert [share.device.node for share in found.shares] == ["c", "a"]
+    assert "a to c: 0.2 ms a round trip, 1100 MB/s" in found.reasons
+    narrow = planned(plan(shape(), devices[:2], ctx=4096, links=links))
+    assert narrow.tokens_factor < found.tokens_factor
+
+
 def test_a_refusal_has_numbers() -> None:
     found = plan(shape(), [gpu("a", 0, 8, blob=True), gpu("b", 0, 8)], ctx=4096)
     assert isinstance(found, Refusal)

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import msgspec
 
+from olol_tui.fleet.link_book import LinkBook
 from olol_tui.fleet.snapshot import Buffer, Engine, EngineKind, Layout
 from olol_tui.fleet.split_stage import Stage, stage
-from olol_tui.fleet.split_view import lessons, parts_of
+from olol_tui.fleet.split_view import lessons, note_speeds, parts_of
 from olol_tui.fleet.split_wish import PartWish, Ports, SplitWish, Way, replace_way
 from olol_tui.models.learned import Learned
 
@@ -149,16 +150,22 @@ def test_parts_show_what_the_heads_log_says_beside_the_plan() -> None:
         )
     )
     ready = {**everything, "h1/head": replace(HEAD["h1/head"], layout=layout)}
-    far, near = parts_of(WISH, ready, ports, stage(WISH, ready, ports, {}))
+    links = LinkBook(lambda: None)
+    links.note("h1", "h2", rtt_s=0.0003)
+    carried = {"h1/forward-h2": replace(FORWARD["h1/forward-h2"], carries_bytes_s=1.1e8)}
+    note_speeds(WISH, carried, links)
+    far, near = parts_of(WISH, ready, ports, stage(WISH, ready, ports, {}), links)
     assert (far.where, far.road, far.real_layers) == ("h2/cpu", "ssh", 20)
     assert far.real_bytes == 36 * MIB + 1000
     assert near.road == "loopback"
+    assert (far.rtt_s, far.bytes_s, near.rtt_s) == (0.0003, 1.1e8, None)
     assert near.real_layers is None, "its log tells of more than ten layers"
 
 
 def test_a_loading_worker_tells_how_much_has_arrived() -> None:
     held = replace(WORKERS["h2/worker"], resident_bytes=8 * MIB + 15 * MIB)
-    far, near = parts_of(WISH, {**WORKERS, "h2/worker": held}, Ports(), None)
+    links = LinkBook(lambda: None)
+    far, near = parts_of(WISH, {**WORKERS, "h2/worker": held}, Ports(), None, links)
     assert far.progress == 0.5
     assert near.progress is None
 

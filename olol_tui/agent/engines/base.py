@@ -138,9 +138,9 @@ class EngineKind:
         """Where a ready head put its layers, by its own log; None for all others."""
         return None
 
-    def tells(self, pid: int | None, layout: dict[str, Any] | None) -> dict[str, Any]:
+    def tells(self, pid: int | None) -> dict[str, Any]:
         """Fields of its STATUS that other kinds do not have."""
-        return {} if layout is None else {"layout": layout}
+        return {}
 
     def stop_grace_s(self, policy: Policy) -> float:
         """From SIGTERM to SIGKILL."""

@@ -80,7 +80,7 @@ class Forward(EngineKind):
         return []
 
     def inspect(self, spec: Spec, pid: int, state_dir: str) -> pulse.Pulse | None:
-        return pulse.take(pid)
+        return pulse.take(pid, counts=True)
 
     def stop_grace_s(self, policy: Policy) -> float:
         return min(policy.stop_grace_s, 2.0)

@@ -87,7 +87,7 @@ class RpcServer(EngineKind):
             log.warning("%s: tensors are not kept: %s", spec.id, error)
         return pulse.take(pid)
 
-    def tells(self, pid: int | None, layout: dict[str, Any] | None) -> dict[str, Any]:
+    def tells(self, pid: int | None) -> dict[str, Any]:
         return {} if pid is None else {"resident_bytes": proc.resident_bytes(pid)}
 
     def stop_grace_s(self, policy: Policy) -> float:

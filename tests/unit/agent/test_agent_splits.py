@@ -23,7 +23,7 @@ from olol_tui.agent.door import owner_of
 from olol_tui.agent.engines import Advance, NotYet, kind_of
 from olol_tui.agent.engines.chain import check_workers, layout
 from olol_tui.agent.errors import BadRequest, EngineError
-from olol_tui.agent.pulse import Pulse, Watch
+from olol_tui.agent.pulse import Meter, Pulse, Watch
 from olol_tui.agent.spec import Policy, Spec, parse_spec
 from olol_tui.agent.splitspec import Chain
 from olol_tui.agent.vigil import Vigil
@@ -169,6 +169,20 @@ def test_a_worker_that_stands_still_is_told_from_one_that_computes_long() -> Non
         assert not on_gpu.seen(Pulse("S", 70, "futex_wait_queue"), now_s), "the GPU computes"
 
 
+def test_a_road_is_as_fast_as_when_it_is_never_idle() -> None:
+    meter = Meter()
+    mib = 2**20
+    # A burst that is over before the next look says nothing: nobody knows how long it took.
+    for now_s, written in ((0.0, 0), (1.0, 40 * mib), (2.0, 40 * mib), (3.0, 41 * mib)):
+        meter.seen(written, now_s)
+    assert meter.peak_bytes_s is None
+    for now_s, written in ((4.0, 60), (4.1, 70), (5.0, 160), (6.0, 250), (7.0, 280)):
+        meter.seen(written * mib, now_s)
+    assert meter.peak_bytes_s == 100 * mib
+    meter.seen(None, 8.0)
+    assert meter.peak_bytes_s == 100 * mib
+
+
 def test_the_kernel_tells_how_a_process_is() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
@@ -177,6 +191,8 @@ def test_the_kernel_tells_how_a_process_is() -> None:
             while (found := pulse.take(process.pid)) is None or found.state != "T":
                 assert time.monotonic() < deadline_s, found
             assert pulse.holds_open(process.pid)
+            counted = pulse.take(process.pid, counts=True)
+            assert counted is not None and counted.written_bytes is not None
         finally:
             process.kill()
     assert pulse.take(process.pid) is None and pulse.holds_open(process.pid) is None

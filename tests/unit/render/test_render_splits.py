@@ -98,6 +98,10 @@ def test_details_and_status_say_planned_and_real() -> None:
     told = [f"{label}|{words}" for label, words in split_facts(fleet.splits[0])]
     assert any("3 devices, head" in line for line in told)
     assert any("40 layers: 17G of 20G planned, ssh" in line for line in told), told
+    measured = fleet_with(**REAL, rtt_s=0.00031, bytes_s=1.124e8)
+    told_then = [words for _, words in split_facts(measured.splits[0])]
+    assert any("planned, ssh 0.31 ms, 112 MB/s" in words for words in told_then), told_then
+    assert "ssh 0.31 ms, 112 MB/s" in "\n".join(status_lines(measured, colour=False))
     assert "restarts|1, the last in 4.20s" in told, told
     assert "error|h2 is lost" in told
     lines = "\n".join(status_lines(fleet, colour=False))
