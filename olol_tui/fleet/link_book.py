@@ -55,12 +55,17 @@ class LinkBook:
         )
 
     def links(self, pairs: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Link]:
-        """For a plan: of these pairs those whose round trip is known."""
+        """For a plan: of these pairs those whose round trip is known.
+
+        A speed that was only seen the other way round counts for both: else a way that nobody
+        has measured would look better than one that is known.
+        """
         found = {}
         for pair in pairs:
             one = self._links.get(pair)
             if one is not None and one.rtt_s is not None:
-                found[pair] = Link(one.rtt_s, one.bytes_s)
+                speed = one.bytes_s or self.of(one.worker, one.head).bytes_s
+                found[pair] = Link(one.rtt_s, speed)
         return found
 
     def forget_node(self, node: str) -> None:

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from olol_tui.fleet.limits import Reserved
 from olol_tui.fleet.split_wish import KeptSplit, Ports, SplitWish
 from olol_tui.fleet.wire import Spec
+from olol_tui.placement.again import Place
 
 __all__ = ["KeptSplit", "SplitBook"]
+
+_MOST_PLACES = 256
+"""Of models that were split once; the latest are remembered."""
 
 
 class SplitBook:
@@ -23,6 +27,7 @@ class SplitBook:
         self._refusals: dict[str, str] = {}
         self._loaded: set[str] = set()
         self._promised: dict[str, SplitWish] = {}
+        self._places: dict[str, Place] = {}
 
     def __iter__(self) -> Iterator[SplitWish]:
         return iter(tuple(self._wishes.values()))
@@ -31,6 +36,11 @@ class SplitBook:
         return self._wishes.get(split_id)
 
     def add(self, wish: SplitWish) -> None:
+        devices = tuple((part.node, part.device) for part in wish.parts)
+        self._places.pop(wish.id, None)
+        self._places[wish.id] = Place(wish.node, devices)
+        for oldest in list(self._places)[:-_MOST_PLACES]:
+            del self._places[oldest]
         if self._wishes.get(wish.id) != wish:
             self._wishes[wish.id] = wish
             self._changed()
@@ -43,6 +53,10 @@ class SplitBook:
         if wish is not None:
             self._changed()
         return wish
+
+    def place(self, split_id: str) -> Place | None:
+        """Where it was wished for last."""
+        return self._places.get(split_id)
 
     def ports(self, split_id: str) -> Ports:
         """To be changed in place; `note_ports` afterwards."""
@@ -121,7 +135,13 @@ class SplitBook:
     def kept(self) -> tuple[KeptSplit, ...]:
         return tuple(KeptSplit(wish, self.ports(wish.id)) for wish in self)
 
-    def adopt(self, kept: Iterable[KeptSplit]) -> None:
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """Where each split was wished for last."""
+        return self._places
+
+    def adopt(self, kept: Iterable[KeptSplit], places: Mapping[str, Place]) -> None:
+        self._places = dict(places)
         for one in kept:
             self._wishes[one.wish.id] = one.wish
             self._ports[one.wish.id] = one.ports

@@ -26,6 +26,7 @@ from olol_tui.models.memory import Settings, load_key
 from olol_tui.models.names import canonical, same
 from olol_tui.models.shape import Shape, ShapeError, shape_of
 from olol_tui.models.store_layers import accepting_prompts, layers_of
+from olol_tui.placement.again import plan_again
 from olol_tui.placement.report import Report as FitReport
 from olol_tui.placement.report import report, with_fleet
 from olol_tui.placement.split import Ground, Refusal, Share, SplitDevice, SplitPlan, plan
@@ -113,7 +114,8 @@ class Planning:
             work = partial(
                 plan, shape, ctx=context, slots=slots, links=links, learned=self._wishes.learned
             )
-            found = await asyncio.to_thread(work, devices)
+            before = self._wishes.splits.place(split_id(name))
+            found = await asyncio.to_thread(plan_again, work, devices, before)
             if spread and isinstance(found, SplitPlan) and len(found.shares) == 1:
                 limit = int(found.total_bytes * _LESS_THAN_ALL)
                 smaller = [replace(one, free_bytes=min(one.free_bytes, limit)) for one in devices]

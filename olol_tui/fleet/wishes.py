@@ -23,6 +23,7 @@ from olol_tui.fleet.snapshot import EngineKind, Pin, Role
 from olol_tui.fleet.split_book import KeptSplit, SplitBook
 from olol_tui.models.learned import Learned
 from olol_tui.models.names import canonical, same
+from olol_tui.placement.again import Place
 
 log = logging.getLogger("olol.fleet.wishes")
 
@@ -73,6 +74,8 @@ class Kept(msgspec.Struct, frozen=True):
     """Canonical names of models."""
     learned: Learned = Learned()
     """What engines took: no wish, but kept as long and as safely as the splits planned by it."""
+    places: Mapping[str, Place] = {}
+    """Where each split lay last: its tensors are still on the disks there."""
     links: tuple[SeenLink, ...] = ()
     """As measured, for the same reason."""
 
@@ -288,6 +291,7 @@ class Wishes:
                     paused=self.paused_models,
                     learned=self._learned,
                     links=self.links.kept(),
+                    places=self.splits.places,
                 )
             )
         )
@@ -301,7 +305,7 @@ class Wishes:
         for wish in kept.roles:
             self._roles.setdefault(wish.node, {})[wish.device] = wish.role
         self._adopted = dict.fromkeys(kept.adopted)
-        self.splits.adopt(kept.splits)
+        self.splits.adopt(kept.splits, kept.places)
         self._paused_models = set(kept.paused)
         self._learned = kept.learned
         self.links.adopt(kept.links)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from olol_tui.models.shape import Shape
-from olol_tui.placement.split import Link, Refusal, SplitDevice, SplitPlan, plan
+from olol_tui.placement.again import Place, plan_again
+from olol_tui.placement.split import Link, Links, Refusal, SplitDevice, SplitPlan, plan
 
 GIB = 2**30
 OVERHEAD = 450 * 2**20
@@ -87,6 +91,25 @@ def test_of_equally_near_nodes_the_one_with_the_wider_link_is_taken() -> None:
     assert "a to c: 0.2 ms a round trip, 1100 MB/s" in found.reasons
     narrow = planned(plan(shape(), devices[:2], ctx=4096, links=links))
     assert narrow.tokens_factor < found.tokens_factor
+
+
+def test_a_model_goes_where_it_was_unless_that_is_slower_or_takes_more() -> None:
+    devices = [gpu(name, 0, 20, blob=name in "ab") for name in "abc"]
+
+    def work(given: Sequence[SplitDevice], links: Links | None = None) -> SplitPlan | Refusal:
+        return plan(shape(), given, ctx=4096, links=links)
+
+    def places(found: SplitPlan | Refusal) -> list[str]:
+        return [share.device.node for share in planned(found).shares]
+
+    ids = {one.node: (one.node, one.uuid) for one in devices}
+    assert places(plan_again(work, devices, None)) == ["b", "a"]
+    before = Place("b", (ids["c"], ids["b"]))
+    assert places(plan_again(work, devices, before)) == ["c", "b"], "its tensors are there"
+    far = partial(work, links={("b", "c"): Link(0.05), ("b", "a"): Link(0.0001)})
+    assert places(plan_again(far, devices, before)) != ["c", "b"], "too slow"
+    gone = Place("z", (("z", "GPU-z"), ids["c"]))
+    assert places(plan_again(work, devices, gone)) == ["b", "a"]
 
 
 def test_a_refusal_has_numbers() -> None:
