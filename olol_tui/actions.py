@@ -88,7 +88,7 @@ _PLACES = _on("fleet", "placement")
 ACTIONS: tuple[Action, ...] = (
     # Screens
     Action("show_fleet", ("1",), "Fleet", "devices, alerts and models", "Screens"),
-    Action("show_placement", ("2",), "Placement", "models × devices, edited as a plan", "Screens"),
+    Action("show_placement", ("2",), "Placement", "models × devices, as a plan", "Screens"),
     Action("show_requests", ("3",), "Requests", "queued, running, recent requests", "Screens"),
     Action("show_nodes", ("4",), "Nodes", "nodes and engines, with faults", "Screens"),
     Action("show_logs", ("5",), "Logs", "the log of an engine, live", "Screens"),
@@ -210,7 +210,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "pause_view",
         ("u",),
-        "Pause",
+        "Hold still",
         "hold the table still; requests keep flowing",
         "Requests",
         _on("requests"),

@@ -350,7 +350,8 @@ class OlolApp(App[str], inherit_bindings=False):
             if value.startswith(windows.THEME):
                 self._wear(self._themes.themes[value.removeprefix(windows.THEME)])
             else:
-                self.action_perform(value)
+                name = value.removeprefix(windows.ELSEWHERE)
+                self.action_perform(value if name == value else windows.way_to(name))
 
         themes = list(self._themes.themes)
         picker = windows.command_picker(self, self._view.name, themes, self.read_only)

@@ -17,6 +17,8 @@ from olol_tui.render.text import clean, count
 
 THEME = "theme:"
 """In front of a theme's name in the palette's values."""
+ELSEWHERE = "elsewhere:"
+"""In front of the name of an action that is on another screen."""
 
 
 def help_sheet(host: DialogHost, screen: str, title: str, read_only: bool) -> Sheet:
@@ -36,6 +38,14 @@ def command_picker(host: DialogHost, screen: str, themes: Sequence[str], read_on
         if actions.allowed(a, read_only=read_only) and a.group != "Moving"
     ]
     rows = [Item(a.name, f"{a.label} {a.help}", _action_row(a)) for a in found]
+    there = {a.name for a in found}
+    elsewhere = [
+        a for a in actions.ACTIONS
+        if a.screens and not a.on(screen) and actions.allowed(a, read_only=read_only)
+        and a.group != "Moving" and a.name not in there
+    ]  # fmt: skip
+    # What is sought and is on another screen: choosing it goes there.
+    rows += [Item(ELSEWHERE + a.name, f"{a.label} {a.help}", _other_row(a)) for a in elsewhere]
     rows += [Item(THEME + name, f"theme {name}", _theme_row(name)) for name in themes]
     return Picker(host, "Command", lambda: rows, hint="enter do it")
 
@@ -59,6 +69,23 @@ def _action_row(action: actions.Action) -> Callable[[int, Palette], Line]:
         row = Row(width, palette.base).put(action.shown_key, palette.strong, 5)
         row.put(action.label, palette.bright, 14)
         return row.put(action.help, palette.muted, row.left).end()
+
+    return draw
+
+
+def way_to(name: str) -> str:
+    """The action that shows the first screen on which another one exists."""
+    screens = next(a.screens for a in actions.ACTIONS if a.name == name)
+    order = [a.name.removeprefix("show_") for a in actions.ACTIONS if a.group == "Screens"]
+    return f"show_{min(screens & set(order), key=order.index)}"
+
+
+def _other_row(action: actions.Action) -> Callable[[int, Palette], Line]:
+    def draw(width: int, palette: Palette) -> Line:
+        screen = way_to(action.name).removeprefix("show_").capitalize()
+        row = Row(width, palette.base).put(action.shown_key, palette.muted, 5)
+        row.put(action.label, palette.muted, 14)
+        return row.put(f"on {screen}: {action.help}", palette.muted, row.left).end()
 
     return draw
 

@@ -338,7 +338,7 @@ def _foot(scene: Scene, shown: Sequence[Tile], layout: Grid, width: int) -> list
         return row.end()
 
     if not layout.wide:
-        return [line("free GiB", lambda t: (_free(t).removesuffix("G"), p.vram))]
+        return [line("free GiB", lambda t: (_whole_gib(t), p.vram))]
     return [
         blank(width, p.base),
         line("FREE", lambda t: (_free(t), p.vram)),
@@ -349,6 +349,12 @@ def _foot(scene: Scene, shown: Sequence[Tile], layout: Grid, width: int) -> list
 
 def _free(tile: Tile) -> str:
     return "-" if tile.device is None else size(tile.device.free_bytes)
+
+
+def _whole_gib(tile: Tile) -> str:
+    """For cells without room for a fraction."""
+    free = None if tile.device is None else tile.device.free_bytes
+    return "-" if free is None else f"{free >> 30}" if free >> 30 else "<1" if free else "0"
 
 
 def _util(tile: Tile) -> str:

@@ -116,8 +116,16 @@ def _request_line(
             style = p.bright
         elif column.key == "status" and (request.status or 0) >= 400:
             style = p.crit
-        row.put(_cell(request, column.key), style, cells_wide, column.align)
+        text = _cell(request, column.key)
+        if column.key == "client" and len(text) > cells_wide and _is_address(text):
+            # Its end tells it from its neighbours.
+            text = f"…{text[1 - cells_wide :]}"
+        row.put(text, style, cells_wide, column.align)
     return row.end()
+
+
+def _is_address(client: str) -> bool:
+    return client[-1:].isalnum() and not set(client) - set("0123456789abcdefABCDEF.:")
 
 
 def _waiting_words(load: ModelLoad, scene: Scene, requests: Sequence[Request]) -> tuple[str, bool]:
@@ -150,12 +158,13 @@ def queue_lines(scene: Scene, requests: Sequence[Request], width: int, rows: int
     fill = max(0, rule.left - cells(tail) - 1)
     rule.raw("─" * fill, fill, p.faint).put(tail, p.warn if waiting else p.muted)
     lines = [rule.raw("─" * rule.left, rule.left, p.faint).end()]
-    # Busy queues first, then the gateway's order: a queue that empties keeps its place a while.
-    busy = [x for x in loads if x.queued]
-    busy += [x for x in loads if (x.running or x.paused) and not x.queued]
+    # What is busy is there, idle models fill the rest; all in the gateway's order: lines that
+    # come and go with every reply would shift the whole screen.
+    ranked = sorted(loads, key=lambda x: 0 if x.queued else 1 if x.running or x.paused else 2)
+    shown = {x.model for x in ranked[: rows - 1]}
     name_width = max(12, min(26, width // 4))
     words_width = 30
-    for load in busy[: rows - 1]:
+    for load in (x for x in loads if x.model in shown):
         row = Row(width, p.base).gap(2).put(load.model, p.base, name_width).gap()
         queued, running = (" queued", " running") if width >= 100 else (" q", " r")
         row.put(str(load.queued), p.warn if load.queued else p.muted, 3, ">").put(queued, p.muted)

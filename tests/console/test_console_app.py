@@ -89,6 +89,16 @@ async def test_the_palette_has_no_dangerous_action_under_read_only() -> None:
         assert "no match" in shown(app)
 
 
+async def test_the_palette_knows_what_is_on_another_screen_and_goes_there() -> None:
+    async with running() as (pilot, app, _):
+        await pilot.press("3", "colon", *"cordon")
+        assert "on Nodes" in shown(app)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "4 Nodes" in shown(app)
+        assert app._view.name == "nodes"
+
+
 async def test_the_palette_changes_the_theme() -> None:
     async with running() as (pilot, app, _):
         await pilot.press("ctrl+p", *"theme mono", "enter")
