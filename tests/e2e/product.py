@@ -328,5 +328,15 @@ def ask_engine(host: Host, engine: Engine, path: str, body: dict[str, Any] | Non
     return json.loads(host.exec(["python3", "-c", call]).stdout)
 
 
+def waited_s(pid: int) -> float:
+    """How long the kernel let a process wait for a CPU that others had: not the product's time."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+def own_s(took_s: float, promise_s: float, waited: float) -> float:
+    """The product's own time: only what breaks a promise is freed of what the machine took."""
+    return took_s if took_s <= promise_s else took_s - waited
+
+
 def lossy_s() -> float:
     return float(os.environ.get("LOSSY_S", "20"))
