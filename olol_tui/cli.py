@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, help_text in (
         ("pause", "let the requests of a model wait, also after a restart"),
         ("resume", "let them go on"),
+        ("retry", "split a model again whose split failed and was given up"),
     ):
         command = commands.add_parser(name, parents=[shared], help=help_text)
         command.add_argument("model", metavar="MODEL")
@@ -322,6 +323,8 @@ def _command(args: argparse.Namespace) -> AnyCommand:
         return commands.CancelRequest(args.request)
     if args.command == "reroute":
         return commands.RerouteRequest(args.request, args.to, args.away)
+    if args.command == "retry":
+        return commands.RetrySplit(args.model)
     if args.command in ("pause", "resume"):
         return commands.PauseModel(args.model, paused=args.command == "pause")
     node, device = args.at

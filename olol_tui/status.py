@@ -36,6 +36,7 @@ _STATES: dict[str, tuple[str, Tone]] = {
     "failed": ("✖", "bad"),
 }
 _SHOWN_OPERATIONS = 8
+_LOG_LINES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,10 @@ def _splits(fleet: Fleet) -> Iterable[list[Cell]]:
             Cell(split.node),
             Cell("; ".join(facts), tone),
         ]
+        if split.state == "failed":
+            again = f"tried again by: olol-tui retry {split.model}"
+            for line in (*split.log_tail[-_LOG_LINES:], again):
+                yield [Cell(""), Cell(""), Cell(""), Cell(line.strip(), "dim")]
         for part in split.parts:
             way = link_words(part.rtt_s, part.bytes_s)
             road = f"{part.road} {way}" if way else part.road

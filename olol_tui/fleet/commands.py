@@ -69,6 +69,12 @@ class PauseModel(Command, frozen=True, tag="pause"):
     paused: bool = True
 
 
+class RetrySplit(Command, frozen=True, tag="retry"):
+    """Try a split again that failed and was given up."""
+
+    model: str
+
+
 class RestartEngine(Command, frozen=True, tag="restart"):
     engine: str
 
@@ -181,6 +187,7 @@ AnyCommand = (
     | CancelRequest
     | RerouteRequest
     | PauseModel
+    | RetrySplit
     | RestartEngine
     | SetCordon
     | Drain

@@ -26,6 +26,7 @@ from olol_tui.fleet.commands import (
     RemoveNode,
     RerouteRequest,
     RestartEngine,
+    RetrySplit,
     SetCordon,
     SetPin,
     SetRole,
@@ -103,6 +104,8 @@ class Orders:
                 return self._reroute(command)
             case PauseModel():
                 return self._pause(command.model, command.paused)
+            case RetrySplit():
+                return self._splits.retry(command.model)
             case RestartEngine():
                 return self._maintenance.restart(command.engine)
             case SetCordon():

@@ -27,6 +27,11 @@ class Run:
     """It is being planned anew, with more context."""
     largest_ctx: int | None = None
     replanned_s: float = 0.0
+    num_ctx: int | None = None
+    """As it was asked for, for another try."""
+    is_spread: bool = False
+    shown_s: float = 0.0
+    """Once it failed: for how long, and so long nobody but the operator has it tried again."""
     has_told: bool = False
     """What its head logged of its memory has been learned."""
 

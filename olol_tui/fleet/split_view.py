@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from olol_tui.fleet.link_book import LinkBook
-from olol_tui.fleet.snapshot import Buffer, Engine, Layout, SplitPart
+from olol_tui.fleet.snapshot import Buffer, Engine, Layout, Split, SplitPart
+from olol_tui.fleet.split_run import Run
 from olol_tui.fleet.split_stage import Stage
 from olol_tui.fleet.split_wish import PartWish, Ports, SplitWish
 from olol_tui.models.learned import Learned, Observed, learn_load
@@ -15,6 +16,34 @@ TOLERANCE_BYTES = 128 * 1024
 """Logs give MiB with two digits, and some backends pad each tensor."""
 _WORKER_BASE_BYTES = 8 * 2**20
 """Of a worker's process that holds nothing."""
+
+
+def split_of(
+    split_id: str,
+    run: Run,
+    wish: SplitWish | None,
+    engines: Mapping[str, Engine],
+    ports: Ports,
+    links: LinkBook,
+) -> Split:
+    """A split as a whole; without a wish it is being planned, or has failed."""
+    return Split(
+        id=split_id,
+        model=run.model,
+        state=run.state,
+        node=wish.node if wish else "",
+        engine=wish.engine if wish else "",
+        parts=parts_of(wish, engines, ports, run.now, links) if wish else (),
+        num_ctx=wish.num_ctx if wish else 0,
+        largest_ctx=run.largest_ctx,
+        since_s=run.since_s,
+        tokens_factor=wish.tokens_factor if wish else 1.0,
+        restarts=run.restarts,
+        restart_s=run.restart_s,
+        reason=wish.reason if wish else "",
+        error=run.error,
+        log_tail=run.log_tail,
+    )
 
 
 def parts_of(

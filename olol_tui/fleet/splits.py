@@ -20,13 +20,13 @@ from olol_tui.fleet.desk import Desk
 from olol_tui.fleet.operations import Report
 from olol_tui.fleet.relays import Relays
 from olol_tui.fleet.runners import Runners
-from olol_tui.fleet.snapshot import Engine, Node, Split, SplitPart, SplitRule
+from olol_tui.fleet.snapshot import Engine, Node, Split, SplitRule
 from olol_tui.fleet.split_eviction import Eviction
 from olol_tui.fleet.split_planning import Draft, Planning
 from olol_tui.fleet.split_run import Run
 from olol_tui.fleet.split_stage import stage
-from olol_tui.fleet.split_view import lessons, note_speeds, parts_of
-from olol_tui.fleet.split_wish import SplitWish, Way, replace_way, split_id
+from olol_tui.fleet.split_view import lessons, note_speeds, split_of
+from olol_tui.fleet.split_wish import Ports, SplitWish, Way, replace_way, split_id
 from olol_tui.models.names import canonical, same
 from olol_tui.models.store_layers import StoreLayers
 from olol_tui.placement.report import Report as FitReport
@@ -38,8 +38,8 @@ LOAD_TIMEOUT_S = 1800.0
 LOST_GRACE_S = 3.0
 """A node that is lost for so long is planned around."""
 REPLAN_EVERY_S = 10.0
-FAILED_SHOWN_S = 30.0
-"""A split that was refused or failed is not tried again before."""
+REFUSED_SHOWN_S, CRASHED_SHOWN_S = 30.0, 600.0
+"""A split that fits nowhere, or whose parts crash each time, is not tried again before."""
 _FORWARD_TRIES = 2
 """A first forward that fails so often leads nowhere: through us, then."""
 
@@ -91,7 +91,27 @@ class Splits:
         keep = self._crew.config.split.keep_alive_s if keep_alive_s is None else keep_alive_s
         name = canonical(model)
         if run is None:
-            self._runs[split] = Run(name, self._desk.now_s())
+            self._runs[split] = Run(name, self._desk.now_s(), num_ctx=num_ctx, is_spread=spread)
+        self._start(split, name, num_ctx, keep, spread)
+        return split
+
+    def retry(self, model: str) -> str:
+        """Try one again that failed, as it was asked for; the operation's id.
+
+        Raises:
+            PlacementError: there is none.
+        """
+        split, name = split_id(model), canonical(model)
+        run = self._runs.get(split)
+        if run is None or run.state != "failed":
+            raise PlacementError(f"{name} has no split that failed")
+        again = Run(name, self._desk.now_s(), num_ctx=run.num_ctx, is_spread=run.is_spread)
+        self._runs[split] = again
+        keep_alive_s = self._crew.config.split.keep_alive_s
+        return self._start(split, name, run.num_ctx, keep_alive_s, run.is_spread)
+
+    def _start(self, split: str, name: str, num_ctx: int | None, keep: float, spread: bool) -> str:
+        """Returns the operation's id."""
 
         async def work(report: Report) -> str:
             try:
@@ -101,8 +121,7 @@ class Splits:
                 self._fail(split, str(error) if isinstance(error, OlolError) else repr(error))
                 raise
 
-        self._desk.book.start(f"split {name}", work, key=split)
-        return split
+        return self._desk.book.start(f"split {name}", work, key=split)
 
     def _grow(self, wish: SplitWish, run: Run, num_ctx: int) -> None:
         """Plan a split anew because a client wants more context than it has."""
@@ -182,28 +201,11 @@ class Splits:
         shown = []
         for split, run in list(self._runs.items()):
             wish = self._desk.wishes.splits.get(split)
-            if wish is None and run.state == "failed" and now_s - run.since_s > FAILED_SHOWN_S:
+            if wish is None and run.state == "failed" and now_s - run.since_s > run.shown_s:
                 del self._runs[split]
                 continue
-            shown.append(
-                Split(
-                    id=split,
-                    model=run.model,
-                    state=run.state,
-                    node=wish.node if wish else "",
-                    engine=wish.engine if wish else "",
-                    parts=self._parts(wish, engines, run),
-                    num_ctx=wish.num_ctx if wish else 0,
-                    largest_ctx=run.largest_ctx,
-                    since_s=run.since_s,
-                    tokens_factor=wish.tokens_factor if wish else 1.0,
-                    restarts=run.restarts,
-                    restart_s=run.restart_s,
-                    reason=wish.reason if wish else "",
-                    error=run.error,
-                    log_tail=run.log_tail,
-                )
-            )
+            ports = self._desk.wishes.splits.ports(split) if wish else Ports()
+            shown.append(split_of(split, run, wish, engines, ports, self._desk.wishes.links))
         return tuple(shown)
 
     # -- kept
@@ -240,7 +242,7 @@ class Splits:
             if any(nodes[name].state != "ready" for name in wish.nodes):
                 continue  # nobody knows yet
             if now.state == "failed":
-                self._fail(wish.id, now.error, now.log_tail)
+                self._fail(wish.id, now.error, now.log_tail, CRASHED_SHOWN_S)
                 continue
             if run.is_growing:
                 continue
@@ -300,14 +302,22 @@ class Splits:
                 self._desk.wishes.splits.add(replace_way(wish, part, Way("relay")))
                 return
 
-    def _fail(self, split: str, error: str, log_tail: tuple[str, ...] = ()) -> None:
+    def _fail(
+        self,
+        split: str,
+        error: str,
+        log_tail: tuple[str, ...] = (),
+        shown_s: float = REFUSED_SHOWN_S,
+    ) -> None:
         """It cannot be: its devices go back, the reason stays for a while."""
         run = self._runs.get(split)
         if run is None:
             return
         log.warning("%s: %s", split, error)
+        if run.state == "failed":
+            return  # who waited for it hears of it later
         run.becomes("failed", self._desk.now_s())
-        run.error, run.log_tail = error, log_tail
+        run.error, run.log_tail, run.shown_s = error, log_tail, shown_s
         self.withdraw(split)
 
     # -- made
@@ -374,14 +384,6 @@ class Splits:
             for node in self._desk.nodes
             for engine in (*node.engines, *node.helpers)
         }
-
-    def _parts(
-        self, wish: SplitWish | None, engines: dict[str, Engine], run: Run
-    ) -> tuple[SplitPart, ...]:
-        if wish is None:
-            return ()
-        wishes = self._desk.wishes
-        return parts_of(wish, engines, wishes.splits.ports(wish.id), run.now, wishes.links)
 
     def _tell(self, nodes: Iterable[str]) -> None:
         for name in nodes:

@@ -59,6 +59,9 @@ def with_split(
     elif split is not None and split.state != "failed":
         # It is there because these are too small: none of them is the way around its repair.
         others = [seat for seat in others if seat.fits is not False]
+    elif split is not None:
+        # An Ollama may still take it, partly on the CPU; a runner is launched where it fits.
+        others = [seat for seat in others if seat.fits is not False or seat.engine]
     heads = [seat for seat in seats if head and seat.engine == head and not seat.refused]
     if split is not None and split.largest_ctx is not None:
         heads = [replace(seat, longest_context=split.largest_ctx) for seat in heads]

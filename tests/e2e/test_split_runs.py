@@ -30,6 +30,7 @@ from tests.e2e.split_cluster import (
     the_split,
     unsplit_reply,
 )
+from tests.lab import Host
 
 pytestmark = [needs_llama, pytest.mark.llama_server, pytest.mark.timeout(300)]
 
@@ -247,6 +248,53 @@ async def test_a_node_that_is_cut_off_ends_streams_and_the_split_is_back_with_it
         await ops.until(is_ready)
         told("node healed: ready again", time.monotonic() - healed_s, BACK_S)
         assert (await ask(http, 4)).status_code == 200
+
+
+async def test_a_worker_that_dies_at_each_load_is_given_up_until_somebody_asks(
+    product: Product,
+) -> None:
+    async with split_operator(product) as (ops, http):
+        assert (await ask(http, 2)).status_code == 200
+        worker = next(p for p in parts(ops.fleet).parts if p.road == "ssh")
+        host = product.lab.hosts[worker.node]
+        enough = asyncio.Event()
+
+        async def keep_killing() -> None:
+            while not enough.is_set():
+                found = await asyncio.to_thread(workers_on, host)
+                if found:
+                    await asyncio.to_thread(host.exec, ["kill", "-9", *found], "root", check=False)
+                await asyncio.sleep(0.2)
+
+        killing = asyncio.create_task(keep_killing())
+        began_s = time.monotonic()
+        try:
+            fleet = await ops.until(lambda f: bool(f.splits) and f.splits[0].state == "failed")
+            told("crash loop: given up", time.monotonic() - began_s, BACK_S)
+            failed = parts(fleet)
+            assert "crashed 5 times" in failed.error and "SIGKILL" in failed.error
+            assert failed.log_tail, "what it said last"
+            # Nothing of it is left running, nor started by whoever asks.
+            await ops.until(lambda f: not any(n.helpers for n in f.nodes))
+        finally:
+            enough.set()
+            await killing
+        reply = await ask(http, 2)
+        assert reply.status_code >= 500 and "crashed 5 times" in reply.text, reply.text
+        assert not any(workers_on(one) for one in product.lab.hosts.values())
+        status = (await asyncio.to_thread(product.instance.run, "status")).stdout
+        assert "crashed 5 times" in status and failed.log_tail[-1].strip() in status, status
+        assert f"olol-tui retry {MODEL}" in status
+        again = await asyncio.to_thread(product.instance.run, "retry", MODEL, timeout_s=120)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert (await ask(http, 2)).status_code == 200
+        again = await asyncio.to_thread(product.instance.run, "retry", MODEL)
+        assert again.returncode == 1 and "no split that failed" in again.stdout + again.stderr
+
+
+def workers_on(host: Host) -> list[str]:
+    """Pids there of the workers that run."""
+    return [str(one.pid) for one in host.processes() if "ggml-rpc-server" in one.command]
 
 
 async def test_an_idle_split_gives_its_devices_back(product: Product) -> None:

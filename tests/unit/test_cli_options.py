@@ -16,6 +16,7 @@ from olol_tui.fleet.commands import (
     PauseModel,
     Place,
     RerouteRequest,
+    RetrySplit,
     SetPin,
     Unload,
 )
@@ -33,6 +34,7 @@ from olol_tui.paths import Paths
         ("unpin m n1/cpu", SetPin("m", "n1", "cpu", pinned=False)),
         ("cancel r17", CancelRequest("r17")),
         ("pause qwen3:8b", PauseModel("qwen3:8b")),
+        ("retry qwen3:8b", RetrySplit("qwen3:8b")),
         ("resume qwen3:8b", PauseModel("qwen3:8b", paused=False)),
         ("reroute r17 --to n2", RerouteRequest("r17", to="n2")),
         ("reroute r17 --away n2/ollama-gpu0", RerouteRequest("r17", away="n2/ollama-gpu0")),
