@@ -65,14 +65,16 @@ def _left_chunks(
 ) -> list[_Chunk]:
     worst = next((s for s in WORST_FIRST if any(t.state == s for t in tiles)), "idle")
     glyph = GLYPHS["ok" if worst in ("idle", "cordoned") else worst]
-    gpus = sum(1 for t in tiles if t.device is not None and t.device.vendor != "cpu")
+    cards = [t for t in tiles if t.device is not None and t.device.vendor != "cpu"]
+    gpus = len(cards)
     long, short = count(len(fleet.nodes), "node"), f"{len(fleet.nodes)}n"
     if gpus:
         long, short = f"{long} {gpus} GPU", f"{short} {gpus}g"
     chunks = [
         _Chunk(f"{glyph} {long}", f"{glyph}{short}", p.state(worst), 9),
     ]
-    util, used, total, power = _totals(tiles)
+    # The RAM of a machine without one is no VRAM, and its work says nothing of the GPUs.
+    util, used, total, power = _totals(cards or tiles)
     if util is not None:
         chunks.append(_Chunk(f"util {percent(util)}", percent(util), p.base, 6))
     if total:

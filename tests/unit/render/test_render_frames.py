@@ -185,6 +185,19 @@ def test_the_header_drops_the_least_important_first() -> None:
             assert "▲" in text_of(line)
 
 
+def test_the_header_counts_no_ram_as_vram() -> None:
+    """A console on a machine without a GPU, and GPUs elsewhere."""
+
+    def told(fleet: Fleet) -> str:
+        scene = scene_of(fleet)
+        line = draw_header(scene.fleet, scene.tiles, scene.notices, 200, PALETTES, read_only=True)
+        return next(part for part in text_of(line).split("  ") if part.startswith("vram"))
+
+    gpus, cpus = panes_fleet(300.0), cpu_fleet(300.0)
+    local = tuple(replace(node, name=f"x-{node.name}") for node in cpus.nodes)
+    assert told(gpus) == told(replace(gpus, nodes=(*gpus.nodes, *local)))
+
+
 def test_tiny_terminals_get_a_line() -> None:
     scene = scene_of(FLEETS["panes"])
     for width in range(1, 60):
