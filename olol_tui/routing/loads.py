@@ -1,8 +1,8 @@
 """Whether a model is loaded somewhere for those who wait, and who makes room for it.
 
 A load is worth what it saves those who wait for this model, less what it costs those who want
-what it evicts. Both are sums of squared waits: a minute for one is worse than a second for
-sixty. Pure.
+what it evicts, now and soon (routing.stakes). Both are sums of squared waits: a minute for one
+is worse than a second for sixty. Where room is free nobody pays for it. Pure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from olol_tui.routing.decision import NOBODY, Ask, Candidate, Decision, Occupancy, Rejection
 from olol_tui.routing.roster import Resident, Roster, Seat
 from olol_tui.routing.speeds import Speeds
+from olol_tui.routing.stakes import HORIZON_LOADS, Harm, Stakes, misery
 from olol_tui.routing.survey import Survey, prefill_s
 from olol_tui.units import format_size
 
@@ -19,40 +20,13 @@ LOAD_TIE = 1.3
 """Times within this factor count as equal: they are estimates."""
 LOAD_MARGIN = 1.2
 """A further replica must beat waiting by this factor: loads are estimates and evict others."""
-HORIZON_LOADS = 6.0
-"""How far ahead those who will want an evicted model are counted, in times of its load."""
-STAY_LOADS = 3.0
-"""A wanted model stays at least so many times as long as its load took: loads must not swap two
-models back and forth."""
+FREE_MARGIN = 0.6
+"""Into free memory it is loaded sooner, when serving all who wait and will come takes so much of
+its time: nobody pays for it, and whoever comes next finds it there."""
 PATIENCE_LOADS = 4.0
 """A model that is nowhere waits at most so many load times for others' work: nobody starves."""
 CROWDING = 0.15
 """How much of a new replica's worth each request takes away that runs on the device already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Harm:
-    """What evicting one model does to those who want it."""
-
-    name: str
-    size_bytes: int
-    wanted: float
-    """Requests: those that wait, and those that will come before it could be back."""
-    before_s: float
-    """Their longest wait while it stays."""
-    after_s: float
-
-    @property
-    def s2(self) -> float:
-        return misery(self.wanted, self.before_s, self.after_s)
-
-    def text(self) -> str:
-        return f"{self.name} would wait {self.after_s:.1f} s instead of {self.before_s:.1f} s"
-
-
-def misery(count: float, before_s: float, after_s: float) -> float:
-    """Squared seconds that `count` requests wait more, whose waits reach up to these."""
-    return count * (after_s * after_s - before_s * before_s) / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +66,7 @@ def offers(
 ) -> list[Offer]:
     """Every seat with room, or on which room can be made; `found` gets the reasons of others."""
     made: list[Offer] = []
+    stakes = Stakes(roster, busy, speeds, now_s)
     for seat in (*found.cold, *found.small):
         if seat.fits is False:
             needs, has = format_size(seat.need_bytes), format_size(seat.vram_bytes or 0)
@@ -102,7 +77,7 @@ def offers(
         if other:
             found.rejected.append(Rejection(seat.where, f"it loads {other} first"))
             continue
-        offer = _offer(ask, seat, roster, busy, speeds, now_s)
+        offer = _offer(ask, seat, stakes)
         if isinstance(offer, Offer):
             made.append(offer)
         else:
@@ -118,10 +93,9 @@ def _other_load(model: str, seat: Seat, busy: Occupancy) -> str:
     return next((other for key, other in busy.loads if key in keys and other != model), "")
 
 
-def _offer(
-    ask: Ask, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
-) -> Offer | str:
+def _offer(ask: Ask, seat: Seat, stakes: Stakes) -> Offer | str:
     """What loading there takes, or why it cannot be."""
+    busy, speeds = stakes.busy, stakes.speeds
     load_s = speeds.load_s(seat.node, seat.size_bytes)
     beside = {one.key for one in seat.residents} - {seat.key}
     crowd = sum(busy.by_engine.get(key, 0) for key in (seat.key, *beside))
@@ -133,11 +107,7 @@ def _offer(
         note = f"reload with {ask.num_ctx:,} tokens of context"
         return Offer(Candidate(seat, wait_s, load_s, prefill, note), (), drains, crowd)
     harms = sorted(
-        (
-            (_harm(one, seat, roster, busy, speeds, now_s), one)
-            for one in seat.residents
-            if not one.pinned
-        ),
+        ((stakes.harm(one, seat, load_s), one) for one in seat.residents if not one.pinned),
         # What never expires goes last of those that nobody wants.
         key=lambda pair: (pair[0].s2, pair[1].expires_at or "~"),
     )
@@ -151,7 +121,7 @@ def _offer(
     for harm, one in harms:
         if missing <= sum(harm.size_bytes for harm in chosen):
             break
-        if not _stays(one, seat, roster, busy, speeds, now_s):
+        if not stakes.stays(one, seat):
             chosen.append(harm)
             places[harm.name] = one
     freed = sum(harm.size_bytes for harm in chosen)
@@ -172,43 +142,6 @@ def _offer(
     )
 
 
-def _stays(
-    one: Resident, seat: Seat, roster: Roster, busy: Occupancy, speeds: Speeds, now_s: float
-) -> bool:
-    """It came only now, and is wanted: evicting it would be going round in circles."""
-    # A runner was loaded where there was room for one, and has a seat of its own since.
-    loaded_at = [busy.loaded_at.get((key, one.name)) for key in (one.key, seat.room)]
-    since_s = max((at_s for at_s in loaded_at if at_s is not None), default=None)
-    if since_s is None or not (busy.queued(one.name) or busy.running.get((one.key, one.name), 0)):
-        return False
-    took_s = speeds.load_s(seat.node, roster.size_bytes(one.name, seat.node))
-    return now_s - since_s < STAY_LOADS * took_s
-
-
-def _harm(
-    one: Resident,
-    seat: Seat,
-    roster: Roster,
-    busy: Occupancy,
-    speeds: Speeds,
-    now_s: float,
-) -> Harm:
-    """What leaving this seat costs those who want a model."""
-    name, size_bytes = one.name, one.size_bytes
-    reload_s = speeds.load_s(seat.node, roster.size_bytes(name, seat.node))
-    queued = busy.queued(name)
-    coming = busy.demand.rate_per_s(name, now_s) * HORIZON_LOADS * reload_s
-    service_s = speeds.of(one.key, name).service_s / max(1, one.slots)
-    replicas = max(1, roster.replicas(name))
-    before_s = queued * service_s / replicas
-    if replicas == 1:
-        # Everybody who comes until it is back waits for that too.
-        return Harm(name, size_bytes, queued + coming, before_s, before_s + reload_s)
-    others = replicas - 1
-    left = queued + max(0.0, coming - HORIZON_LOADS * reload_s * others / service_s)
-    return Harm(name, size_bytes, left, left * service_s / replicas, left * service_s / others)
-
-
 def load_or_wait(
     ask: Ask,
     found: Survey,
@@ -224,11 +157,16 @@ def load_or_wait(
     made = offers(ask, found, roster, busy, speeds, now_s)
     candidates = tuple(offer.candidate for offer in made)
     if not found.full and not found.loading:
-        return _load_somewhere(ask, found, made, candidates, waiting=waiting, waited_s=waited_s)
+        return _load_somewhere(
+            ask, found, made, candidates, speeds, waiting=waiting, waited_s=waited_s
+        )
     wait_s = queue_wait_s(ask, found, busy, speeds, waiting, now_s)
     best = _best(made, waiting)
     if best is not None:
-        decision = _replica(ask, found, best, candidates, speeds, wait_s, waiting=waiting)
+        wanted = busy.demand.rate_per_s(ask.model, now_s)
+        decision = _replica(
+            ask, found, best, candidates, speeds, wait_s, waiting=waiting, wanted_per_s=wanted
+        )
         if decision is not None:
             return decision
     place = ", ".join(seat.where for seat in (found.full or found.loading))
@@ -242,6 +180,7 @@ def _load_somewhere(
     found: Survey,
     made: list[Offer],
     candidates: tuple[Candidate, ...],
+    speeds: Speeds,
     *,
     waiting: int,
     waited_s: float,
@@ -251,9 +190,12 @@ def _load_somewhere(
     best = _best(made, waiting)
     if best is None:
         return _nowhere(ask, found, rejected)
-    where = best.seat.where
+    where, seat = best.seat.where, best.seat
     patience_s = PATIENCE_LOADS * best.candidate.load_s
-    pain = misery(waiting, 0.0, waited_s + best.ready_s)
+    # The last of them is served when all are: now, or after all that patience.
+    work_s = waiting * speeds.of("", ask.model, seat.size_bytes).usual_s / max(1, seat.slots)
+    served_s = waited_s + work_s
+    pain = misery(waiting, served_s + best.ready_s, served_s + patience_s)
     if best.harm_s2 > pain and waited_s < patience_s:
         harms = "; ".join(harm.text() for harm in best.harms)
         reason = f"waiting at most {patience_s:.0f} s before others make room on {where}: {harms}"
@@ -295,18 +237,23 @@ def _replica(
     wait_s: float,
     *,
     waiting: int,
+    wanted_per_s: float,
 ) -> Decision | None:
     """A further replica, where it saves more than it costs."""
     # Before its first reply nobody knows how long this model serves: be slower to believe it.
     doubts = 1.0 if speeds.known(ask.model) else 2.0
-    if doubts > 1.0 and (best.evict or best.crowd):
-        return None
     cost = best.candidate
     served = sum(seat.slots for seat in found.full) + sum(seat.slots for seat in found.loading)
-    service_s = max(1e-3, speeds.of(cost.seat.key, ask.model, cost.seat.size_bytes).service_s)
+    service_s = max(1e-3, speeds.of("", ask.model, cost.seat.size_bytes).usual_s)
+    ready_s = best.ready_s
+    if speeds.known(ask.model) and not best.evict and not best.drains:
+        wanted = waiting + wanted_per_s * HORIZON_LOADS * cost.load_s
+        work_s = wanted * service_s / served
+        if work_s > FREE_MARGIN * ready_s:
+            reason = _worth(work_s, wait_s, best)
+            return Decision("load", best.seat, candidates, tuple(found.rejected), reason)
     # What runs there already shares the device with it.
     slots = max(1, cost.seat.slots) / (1.0 + CROWDING * best.crowd)
-    ready_s = best.ready_s
     left = max(0.0, waiting - ready_s * served / service_s - slots)
     then_s = ready_s + left * service_s / (served + slots)
     if wait_s <= LOAD_MARGIN * doubts * ready_s or wait_s <= then_s:
@@ -321,9 +268,20 @@ def _replica(
     if best.drains:
         reason = f"{wait_s:.1f} s of queue > {ready_s:.1f} s until {where} is free and has it"
         return Decision("wait", None, candidates, rejected, reason, claim=best.seat.room)
-    idle = "" if best.crowd else "idle "
-    reason = f"{wait_s:.1f} s of queue > {cost.load_s:.1f} s load on {idle}{where}"
+    reason = _worth(wait_s, wait_s, best)
     return Decision("load", best.seat, candidates, rejected, reason, best.evict)
+
+
+def _worth(work_s: float, wait_s: float, best: Offer) -> str:
+    """The reason of a further replica."""
+    cost = best.candidate
+    where = cost.seat.where if best.crowd else f"idle {cost.seat.where}"
+    if wait_s > cost.load_s:
+        return f"{wait_s:.1f} s of queue > {cost.load_s:.1f} s load on {where}"
+    return (
+        f"{work_s:.1f} s until all who wait and will soon come are served, and room for a "
+        f"{cost.load_s:.1f} s load is free on {where}"
+    )
 
 
 def _best(made: list[Offer], waiting: int) -> Offer | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 _WEIGHT = 0.25
 """Of the newest sample."""
+_USUAL_WEIGHT = 0.05
 PRIOR_PREFILL_TPS = 1000.0
 PRIOR_DECODE_TPS = 40.0
 PRIOR_SERVICE_S = 5.0
@@ -33,11 +34,18 @@ class Speed:
     decode_tps: float = PRIOR_DECODE_TPS
     service_s: float = PRIOR_SERVICE_S
     samples: int = 0
+    usual_s: float = PRIOR_SERVICE_S
+    """As `service_s`, over more requests: replies differ in length by tens of times, and where
+    a model should be must not follow the last few of them."""
 
     def times(self, pace: float) -> Speed:
         """The same on an engine that is so many times as fast."""
         return Speed(
-            self.prefill_tps * pace, self.decode_tps * pace, self.service_s / pace, self.samples
+            self.prefill_tps * pace,
+            self.decode_tps * pace,
+            self.service_s / pace,
+            self.samples,
+            self.usual_s / pace,
         )
 
 
@@ -56,6 +64,7 @@ def _prior(size_bytes: int) -> Speed:
         prefill_tps=min(6000.0, max(200.0, PRIOR_PREFILL_BYTES_S / size_bytes)),
         decode_tps=decode_tps,
         service_s=PRIOR_REPLY_TOKENS / decode_tps,
+        usual_s=PRIOR_REPLY_TOKENS / decode_tps,
     )
 
 
@@ -130,6 +139,7 @@ class Speeds:
             weight = _WEIGHT if speed.samples else 1.0
             speed.samples += 1
             speed.service_s += weight * (service_s - speed.service_s)
+            speed.usual_s += max(_USUAL_WEIGHT, 1 / speed.samples) * (service_s - speed.usual_s)
             if prefill_tps:
                 speed.prefill_tps += weight * (prefill_tps - speed.prefill_tps)
             if decode_tps:

@@ -203,13 +203,13 @@ class FleetModel:
         paces: tuple[float, ...] = (1.0,) * 8,
         slots: int = 2,
         load_bytes_s: float = 2e9,
+        speedup: float = 1.0,
     ) -> None:
         self.clock = Clock()
         self.catalogue = open_catalogue(None)
-        self.engines = [
-            EngineModel(self.clock, Settings({"slots": slots, "load_bytes_s": load_bytes_s}), pace)
-            for pace in paces
-        ]
+        self.speedup = speedup
+        settings = {"slots": slots, "load_bytes_s": load_bytes_s, "speedup": speedup}
+        self.engines = [EngineModel(self.clock, Settings(settings), pace) for pace in paces]
         self.queue = Queue(
             room=WaitingRoom(max_queued=10**6, max_per_flow=10**6), policy_of=lambda _: policy
         )
@@ -226,11 +226,13 @@ class FleetModel:
         self._left = len(arrivals)
         loads = sum(engine.loads for engine in self.engines)
         for one in arrivals:
-            self.clock.after(one.at_s, lambda one=one: self._arrive(one, ttft))  # type: ignore[misc]
+            at_s = one.at_s / self.speedup
+            self.clock.after(at_s, lambda one=one: self._arrive(one, ttft))  # type: ignore[misc]
         self.clock.after(0.0, self._beat)
         self.clock.run(lambda: self._left == 0)
         made = sum(engine.loads for engine in self.engines) - loads
-        return Outcome(ttft, self.clock.now_s - started_s, made)
+        taken_s = (self.clock.now_s - started_s) * self.speedup
+        return Outcome([one * self.speedup for one in ttft], taken_s, made)
 
     def _arrive(self, one: Arrival, ttft: list[float]) -> None:
         ask = Ask(one.model, one.prompt_tokens)
