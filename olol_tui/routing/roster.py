@@ -233,6 +233,8 @@ class Roster:
             need_bytes(self.size_bytes(name, node.name)) for name in names if name not in residents
         )
         left = sum(_bytes(x) for name, x in residents.items() if name not in names)
+        # Nor is what its engine has loaded since the devices were read.
+        held = sum(_bytes(x) for x in residents.values())
         device = engine.devices[0] if engine.devices else ""
         return Seat(
             key=engine.id,
@@ -249,7 +251,7 @@ class Roster:
             size_bytes=entry.size_bytes,
             need_bytes=need_bytes(entry.size_bytes, owned[0].vendor if owned else ""),
             vram_bytes=_total(total),
-            free_bytes=_less(_total(free), unseen - left),
+            free_bytes=_less(_least(_total(free), _less(_total(total), held)), unseen - left),
             lent_bytes=sum(device.lent_bytes for device in owned),
             residents=self._beside(node, device, model)
             if is_runner
@@ -356,6 +358,10 @@ def _total(values: list[int | None]) -> int | None:
     if not values or any(value is None for value in values):
         return None
     return sum(value for value in values if value is not None)
+
+
+def _least(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else min(a, b)
 
 
 def _less(free: int | None, taken: int) -> int | None:

@@ -96,6 +96,15 @@ def test_what_is_wanted_less_makes_room() -> None:
     )
 
 
+def test_a_device_read_before_the_last_load_is_not_taken_for_free() -> None:
+    """Engines tell what they have loaded sooner than devices are read: an Ollama that has no room
+    for what it is sent evicts what it likes, often what was loaded a second ago."""
+    late = gpu("a", OTHER, vram=12)
+    late = replace(late, devices=(replace(late.devices[0], used_bytes=0),))
+    decision = Here((late,)).decide()
+    assert (decision.action, decision.evict) == ("load", (OTHER,))
+
+
 def test_what_runs_is_let_end_first_and_nothing_new_starts_there() -> None:
     here = Here((gpu("a", OTHER, vram=12),))
     here.runs("a", OTHER)
