@@ -41,6 +41,8 @@ class WaitingRoom:
     _hurried: int = 0
     """Of the queued ones, those with a deadline."""
     _count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _entries: Iterator[int] = field(default_factory=itertools.count)
+    """Of the heap."""
 
     @property
     def full(self) -> bool:
@@ -94,7 +96,9 @@ class WaitingRoom:
         self._by_flow[flow] = self._by_flow.get(flow, 0) + 1
         if deadline_s is not None:
             self._hurried += 1
-            heapq.heappush(self._deadlines, (*ticket.order, ticket))
+            # Not by its place, which a retry shares with the ticket that it replaces: that one may
+            # still lie here, and tickets cannot be compared.
+            heapq.heappush(self._deadlines, (deadline_s, next(self._entries), ticket))
 
     def take(self, line: Line, lane: Lane, ticket: Ticket, cost_s: float) -> None:
         """A ticket of a lane has got a slot."""
