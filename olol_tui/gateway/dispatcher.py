@@ -106,6 +106,11 @@ class Dispatcher:
             exchange: Exchange = ticket.owner
             exchange.refuse(503, f"{exchange.model}: {decision.text}", RETRY_AFTER)
 
+    def readmit(self, ticket: Ticket, incarnation: str) -> None:
+        """One that waits may have an engine again that failed it before."""
+        self._queue.readmit(ticket, incarnation)
+        self.enqueue(ticket.owner)
+
     def _carry_out(self, steps: list[Step]) -> None:
         for step in steps:
             if isinstance(step, Dispatch):

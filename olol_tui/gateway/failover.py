@@ -44,6 +44,10 @@ class Failover(Lifecycle):
         if self._call is not None:
             self._call.resume()
 
+    def excuse(self, held_s: float, now_s: float) -> None:
+        """The gateway itself stood still for so long: what came meanwhile is still unread."""
+        self._touched_s = min(now_s, self._touched_s + held_s)
+
     def check(self, now_s: float, patience: Patience) -> None:
         """Called by the sweeper: has the engine fallen silent, or the client?"""
         seat = self.ticket.seat
@@ -59,7 +63,8 @@ class Failover(Lifecycle):
             return
         if silent_s < patience.probe_after_s:
             return
-        if self._gateway.pulse.is_dead(seat, now_s, patience.probe_after_s):
+        pulse, since_s = self._gateway.pulse, self._touched_s
+        if pulse.is_dead(seat, since_s, now_s, patience.probe_after_s):
             self._lost(f"{seat.where}: the engine does not answer at all", "engine_frozen")
             return
         limit_s = patience.token_s if self._begun else self._first_byte_s(seat, patience)
@@ -170,3 +175,5 @@ class Failover(Lifecycle):
         again = structs.replace(ask, exclude=ask.exclude | exclude)
         self.ticket = self.ticket.retried(again, gateway.now())
         gateway.dispatcher.enqueue(self)
+        if self.ticket.waits:
+            gateway.comebacks.look()

@@ -18,6 +18,7 @@ from olol_tui.gateway import http, tls, upstream, view
 from olol_tui.gateway.admission import Admission
 from olol_tui.gateway.api import Api
 from olol_tui.gateway.archive import Archive, Refused
+from olol_tui.gateway.comeback import Comebacks
 from olol_tui.gateway.control import ControlApp
 from olol_tui.gateway.dialects import errors, fields, llama
 from olol_tui.gateway.dialects.finished import finished_prompt, with_prompt
@@ -45,8 +46,9 @@ from olol_tui.routing.roster import Roster, Seat
 
 log = logging.getLogger("olol.gateway")
 
-STUCK_S = 30.0
-"""How long a request waits while no engine could take it at all."""
+_SWEEP_S = 1.0
+_HELD_S = 0.25
+"""A sweep that is later than this tells that the process stood still, or its machine."""
 _POKE_S = 0.25
 
 
@@ -103,6 +105,7 @@ class Gateway:
         self._sweeper: asyncio.Task[None] | None = None
         self._admission = Admission(self)
         self.pulse = Pulse(self.pool)
+        self.comebacks = Comebacks(self)
         self.api = Api(self, fleet)
         self.address = ""
         self.draining = False
@@ -168,13 +171,18 @@ class Gateway:
         for connection in list(self._connections):
             connection.abort()
         await self.pulse.close()
+        await self.comebacks.close()
         await self.pool.close()
 
     async def _sweep(self) -> None:
         """Once a second: silent engines, silent clients, requests nobody can take."""
+        swept_s = self.now()
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_SWEEP_S)
             now = self.now()
+            held_s, swept_s = now - swept_s - _SWEEP_S, now
+            if held_s > _HELD_S:
+                self._excuse(held_s, now)
             for connection in list(self._connections):
                 waits = connection.active is None or connection.receiving
                 if waits and now > connection.deadline:
@@ -188,7 +196,15 @@ class Gateway:
                 exchange.check(now, self.settings.patience)
             self.dispatcher.refuse_stuck()
             self.dispatcher.pump_all()
+            self.comebacks.look()
             self.metrics.look(self.fleet.fleet)
+
+    def _excuse(self, held_s: float, now_s: float) -> None:
+        """We stood still ourselves: nobody else was silent for that time, as far as we know."""
+        for connection in self._connections:
+            connection.deadline += held_s
+        for exchange in self.dispatcher.exchanges.values():
+            exchange.excuse(held_s, now_s)
 
     # -- http.App
 

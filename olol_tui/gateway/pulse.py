@@ -7,7 +7,7 @@ what it is within moments, and a frozen one never does.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from olol_tui.fleet.snapshot import RUNNERS
 from olol_tui.gateway import upstream
@@ -18,9 +18,21 @@ MISSES = 2
 """Questions in a row without an answer before it counts as dead."""
 
 
+async def greet(pool: upstream.UpstreamPool, seat: Seat, timeout_s: float) -> None:
+    """Ask an engine what it is. Any answer will do: a busy one says so, an old one does not know
+    the path.
+
+    Raises:
+        Lost: it gave none.
+    """
+    path = "/health" if seat.kind in RUNNERS else "/api/version"
+    await ask(pool, seat.address, "GET", path, timeout_s=timeout_s)
+
+
 @dataclass(slots=True)
 class _Beat:
-    misses: int = 0
+    unanswered: list[float] = field(default_factory=list)
+    """When the last questions were asked, since an answer came."""
     asked_s: float = 0.0
     task: asyncio.Task[None] | None = None
 
@@ -33,31 +45,29 @@ class Pulse:
         self._pool = pool
         self._beats: dict[str, _Beat] = {}
 
-    def is_dead(self, seat: Seat, now_s: float, wait_s: float) -> bool:
+    def is_dead(self, seat: Seat, since_s: float, now_s: float, wait_s: float) -> bool:
         """Called again and again while it is silent; asks when it is time to.
 
         Args:
+            since_s: when it fell silent. What an earlier silence told says nothing about this
+                one: it may have come to itself between them.
             wait_s: for an answer, and between two questions.
         """
         beat = self._beats.get(seat.address)
-        if beat is None or now_s - beat.asked_s > 3 * wait_s:
-            # What was learned of an earlier silence says nothing about this one.
-            if beat is not None and beat.task is not None:
-                return False
+        if beat is None:
             beat = self._beats[seat.address] = _Beat()
-        if beat.task is None and beat.misses < MISSES and now_s - beat.asked_s >= wait_s:
+        if beat.task is None and now_s - beat.asked_s >= wait_s:
             beat.asked_s = now_s
             beat.task = self._loop.create_task(self._ask(seat, beat, wait_s))
-        return beat.misses >= MISSES
+        unanswered = beat.unanswered
+        return len(unanswered) >= MISSES and unanswered[-MISSES] >= since_s
 
     async def _ask(self, seat: Seat, beat: _Beat, wait_s: float) -> None:
-        path = "/health" if seat.kind in RUNNERS else "/api/version"
         try:
-            # Any answer will do: a busy engine says so, an old one does not know the path.
-            await ask(self._pool, seat.address, "GET", path, timeout_s=wait_s)
-            beat.misses = 0
+            await greet(self._pool, seat, wait_s)
+            beat.unanswered.clear()
         except Lost:
-            beat.misses += 1
+            beat.unanswered = [*beat.unanswered, beat.asked_s][-MISSES:]
         finally:
             beat.task = None
 

@@ -31,6 +31,8 @@ LOOK_AHEAD = 8
 """How many may pass those who wait for a better slot than the free one."""
 RECONSIDER_S = 0.1
 """How often it is asked again, when a slot has just been given away, whether a load would pay."""
+FORSAKEN_S = 5.0
+"""How long a request waits for room elsewhere rather than go where it has failed before."""
 _BOUND_TRIED = 16
 """Of the tickets that are bound to certain engines, how many are tried at a time."""
 _MAKES_ROOM = "where it is loaded, room is made for a model that waits longer"
@@ -169,6 +171,25 @@ class Queue:
                     self.room.withdraw(line, ticket)
                     found.append((ticket, reason))
         return found
+
+    def forsaken(self, now_s: float) -> list[Ticket]:
+        """Those that have no place to go, or none for long, but engines that failed them before:
+        they may have one of those again if it works."""
+        return [
+            ticket
+            for line in self.room.lines.values()
+            for ticket in line.bound
+            if ticket.ask.exclude
+            and ticket.decision is not None
+            and (ticket.decision.reason == NOBODY or now_s - ticket.enqueued_s > FORSAKEN_S)
+        ]
+
+    def readmit(self, ticket: Ticket, incarnation: str) -> None:
+        """Take a waiting ticket out, to be submitted again: that engine may have it too."""
+        self.withdraw(ticket)
+        ask = ticket.ask
+        ticket.ask = structs.replace(ask, exclude=ask.exclude - {incarnation})
+        ticket.decision = None
 
     # -- slots and loads
 

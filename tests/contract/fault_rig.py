@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,17 @@ class ScriptedEngine:
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.requests = 0
         self.address = ""
+        self._server: asyncio.Server | None = None
+
+    async def listen(self) -> None:
+        """Again at the same address, if it has listened before."""
+        port = int(self.address.rpartition(":")[2] or 0)
+        self._server = await asyncio.start_server(self.serve, "127.0.0.1", port)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -47,22 +59,22 @@ class ScriptedEngine:
         await self._script(reader, writer)
 
     async def close(self) -> None:
+        self.stop_listening()
         for writer in self._open.values():
             writer.transport.abort()
         await asyncio.gather(*self._open)
+        if self._server is not None:
+            await self._server.wait_closed()
 
 
 @contextlib.asynccontextmanager
 async def scripted_engine(script: Script) -> AsyncIterator[ScriptedEngine]:
     engine = ScriptedEngine(script)
-    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
-    engine.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await engine.listen()
     try:
         yield engine
     finally:
-        server.close()
         await engine.close()
-        await server.wait_closed()
 
 
 def says(raw: bytes) -> Script:
@@ -106,15 +118,29 @@ def post(path: str, body: dict[str, Any], *headers: str) -> bytes:
 async def every_byte(
     gateway: Gateway, path: str, body: dict[str, Any], *headers: str, timeout_s: float = 60
 ) -> tuple[bytes, bool]:
-    """(what came, whether it ended as a whole reply): for a chunked stream the last chunk."""
+    """(what came, whether it ended as a whole stream): with the last chunk.
+
+    A reply of a known length is no stream, and its end is waited for no longer than that.
+    """
     host, port = gateway.address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(post(path, body, *headers))
     got = b""
-    async with asyncio.timeout(timeout_s):
-        while piece := await reader.read(65536):
-            got += piece
-            if got.endswith(b"\r\n0\r\n\r\n"):
-                break
-    writer.close()
-    return got, got.endswith(b"\r\n0\r\n\r\n")
+    try:
+        writer.write(post(path, body, *headers))
+        async with asyncio.timeout(timeout_s):
+            while piece := await reader.read(65536):
+                got += piece
+                if got.endswith(_LAST_CHUNK) or _is_all(got):
+                    break
+    finally:
+        writer.close()
+    return got, got.endswith(_LAST_CHUNK)
+
+
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+
+def _is_all(got: bytes) -> bool:
+    head, _, rest = got.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+    return length is not None and len(rest) >= int(length[1])

@@ -34,6 +34,8 @@ from tests.contract.sim_process import SimEngine, sim_engine
 MODEL = "llama3.2:3b"
 FAST = {"load_bytes_s": 1e12, "decode_tps": 300.0, "prefill_tps": 1e5}
 QUICK = {"load_timeout_s": 3.0, "probe_after_s": 1.0, "token_timeout_s": 3.0}
+BEGUN = {"token_timeout_s": 3.0}
+"""Until its first byte a reply may take as long as the machine likes."""
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
@@ -133,7 +135,7 @@ async def test_after_the_first_byte_an_error_frame_and_never_a_clean_end(
     path, body, frame, end = STREAMS[dialect]
     async with (
         sim_engine(**FAST) as bad,
-        gateway_over(engine_node("bad", bad.address, MODEL), **QUICK) as (gateway, _, _client),
+        gateway_over(engine_node("bad", bad.address, MODEL), **BEGUN) as (gateway, _, _client),
     ):
         await bad.load(MODEL)
         for fault in ("cut", "500", "hang"):
@@ -146,8 +148,8 @@ async def test_after_the_first_byte_an_error_frame_and_never_a_clean_end(
             record = gateway.ledger.finished[-1]
             assert (record.state, record.retries, record.status) == ("failed", 0, 200), fault
         # It was the last engine that has the model: it still gets what comes.
-        _, whole = await every_byte(gateway, path, body | short(path))
-        assert whole
+        got, whole = await every_byte(gateway, path, body | short(path))
+        assert whole, got
         assert gateway.queue.running == 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from olol_tui.fleet.snapshot import Fleet, Node
 from olol_tui.routing.budget import RETRY_MIN, WINDOW_S, RetryBudget
@@ -18,9 +19,9 @@ from olol_tui.routing.ejection import (
     Ejection,
 )
 from olol_tui.routing.policy import Ask
-from olol_tui.routing.queue import Queue
+from olol_tui.routing.queue import FORSAKEN_S, Queue
 from olol_tui.routing.roster import Roster
-from olol_tui.routing.ticket import Dispatch, Ticket
+from olol_tui.routing.ticket import Dispatch, Terms, Ticket
 from tests.contract.gateway_rig import engine_node
 
 MODEL = "qwen3:8b"
@@ -222,3 +223,39 @@ def test_retries_are_a_share_of_the_traffic() -> None:
     assert sum(budget.take(1005.0) for _ in range(1000)) == 100 - RETRY_MIN
     assert not budget.take(1009.9)
     assert sum(budget.take(1005.0 + WINDOW_S) for _ in range(1000)) == RETRY_MIN
+
+
+def test_a_retry_with_a_deadline_takes_the_place_of_its_first_try() -> None:
+    """Both are in the heap of deadlines for a while, with the same place."""
+    q, r = queue(), roster(node("a"))
+    running = taken(q, r, 0.0).ticket
+    first = Ticket(Ask(MODEL), None, 0.0, Terms(deadline_s=100.0))
+    assert q.submit(first, r, 0.0) == []
+    q.release(running, 1.0)
+    assert [type(step) for step in q.pump(MODEL, r, 1.0)] == [Dispatch]
+    q.release(first, 2.0)
+    lost = frozenset({f"{A}#1"})
+    again = first.retried(structs.replace(first.ask, exclude=lost), 2.0)
+    assert q.submit(again, r, 2.0) == []
+    assert [one.ticket for one in q.expire(101.0)] == [again]
+
+
+def test_who_has_no_other_engine_may_have_the_one_again_that_failed_it() -> None:
+    q, r = queue(), roster(node("a"))
+    lost = frozenset({f"{A}#1"})
+    one = ticket(exclude=lost)
+    assert q.submit(one, r, 0.0) == []
+    assert q.forsaken(0.0) == [one]
+    q.readmit(one, f"{A}#1")
+    assert q.queued == 0
+    (step,) = q.submit(one, r, 1.0)
+    assert isinstance(step, Dispatch)
+
+
+def test_who_waits_for_another_engine_does_so_for_a_while() -> None:
+    q, r = queue(), roster(node("a"), node("b"))
+    taken(q, roster(node("b")), 0.0)
+    one = ticket(exclude=frozenset({f"{A}#1"}))
+    assert q.submit(one, r, 0.0) == []
+    assert q.forsaken(FORSAKEN_S) == []
+    assert q.forsaken(FORSAKEN_S + 0.1) == [one]

@@ -1,0 +1,188 @@
+"""The only engine that has a model, when it stumbles: whoever waits for it gets it again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+
+from olol_tui.fleet.snapshot import Fleet
+from olol_tui.gateway.pulse import Pulse
+from olol_tui.gateway.upstream import UpstreamPool
+from olol_tui.routing.roster import Roster
+from tests.contract.fault_rig import Script, is_silent, resets, says, scripted_engine
+from tests.contract.gateway_rig import engine_node, eventually, gateway_over
+
+MODEL = "llama3.2:3b"
+BODY = {"model": MODEL, "prompt": "hi"}
+DONE = b'{"model":"llama3.2:3b","response":"hello","done":true}\n'
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(DONE), DONE,
+)  # fmt: skip
+SOON_S = 15.0
+"""Half of the time after which a request hears that nobody can take it."""
+
+
+async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(WHOLE)
+    await writer.drain()
+
+
+def one_by_one(*scripts: Script) -> Script:
+    """A script for each request in turn."""
+    turns = iter(scripts)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await next(turns)(reader, writer)
+
+    return script
+
+
+STUMBLES: dict[str, Script] = {
+    "it resets the connection": resets,
+    "it breaks off in its head": says(b"HTTP/1.1 200 OK\r\nContent-Ty"),
+    "it says nothing": is_silent,
+}
+
+
+@pytest.mark.parametrize("stumble", STUMBLES)
+async def test_a_request_goes_again_to_the_only_engine_that_lives(stumble: str) -> None:
+    """It failed the request, it answers what it is, and nobody else has the model."""
+    async with scripted_engine(one_by_one(STUMBLES[stumble], answers)) as engine:
+        node = engine_node("n1", engine.address, MODEL)
+        async with gateway_over(node, load_timeout_s=1.0) as (gateway, _, client):
+            async with asyncio.timeout(SOON_S):
+                reply = await client.post("/api/generate", json=BODY)
+            assert (reply.status_code, reply.content) == (200, DONE)
+            (record,) = gateway.ledger.finished
+            assert (record.state, record.retries, len(record.tried)) == ("done", 1, 1)
+            assert gateway.queue.running == gateway.queue.queued == 0
+
+
+async def test_an_engine_that_breaks_every_request_is_not_asked_for_ever() -> None:
+    async with (
+        scripted_engine(resets) as engine,
+        gateway_over(engine_node("n1", engine.address, MODEL)) as (_, _, client),
+    ):
+        async with asyncio.timeout(SOON_S):
+            reply = await client.post("/api/generate", json=BODY)
+        assert reply.status_code == 500
+        assert "n1/gpu0" in reply.json()["error"]
+        assert engine.requests == 3
+
+
+async def test_an_endpoint_that_is_restarted_is_waited_for() -> None:
+    """Nobody knows its process: that it is another one shows only in that it answers again."""
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        engine.stop_listening()
+        writer.transport.abort()
+
+    async with scripted_engine(one_by_one(dies, answers)) as engine:
+        node = engine_node("n1", engine.address, MODEL)
+        node = replace(node, engines=(replace(node.engines[0], kind="endpoint", pid=None),))
+        async with gateway_over(node) as (gateway, _, client):
+            asked = asyncio.create_task(client.post("/api/generate", json=BODY))
+            await eventually(lambda: gateway.queue.queued == 1)
+            await engine.listen()
+            async with asyncio.timeout(SOON_S):
+                assert (await asked).content == DONE
+
+
+async def test_who_waits_too_long_for_another_engine_gets_its_own_again() -> None:
+    """The other one is at work on something endless; ours failed once, and is idle."""
+    async with (
+        scripted_engine(one_by_one(resets, answers)) as ours,
+        scripted_engine(is_silent) as other,
+    ):
+        busy = engine_node("other", other.address, MODEL)
+        async with gateway_over(busy) as (gateway, fleet, client):
+            endless = asyncio.create_task(client.post("/api/generate", json=BODY))
+            await eventually(lambda: gateway.queue.running == 1)
+            fleet.publish(nodes=(busy, engine_node("ours", ours.address, MODEL)))
+            async with asyncio.timeout(SOON_S):
+                reply = await client.post("/api/generate", json=BODY)
+            assert reply.content == DONE
+            assert reply.headers["x-olol-engine"].startswith("ours/")
+            endless.cancel()
+            await asyncio.gather(endless, return_exceptions=True)
+
+
+async def test_a_request_with_a_deadline_is_tried_again_like_any_other() -> None:
+    """It waited in the queue before its first try: it has been in the heap of deadlines."""
+    go_on = asyncio.Event()
+
+    async def answers_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        await answers(reader, writer)
+
+    # The first reset might be that of an idle connection, which is no failure.
+    scripts = one_by_one(answers_late, resets, resets, answers)
+    async with (
+        scripted_engine(scripts) as engine,
+        gateway_over(engine_node("n1", engine.address, MODEL)) as (gateway, _, client),
+    ):
+        first = asyncio.create_task(client.post("/api/generate", json=BODY))
+        await eventually(lambda: engine.requests == 1)
+        second = asyncio.create_task(
+            client.post("/api/generate", json=BODY, headers={"X-Olol-Deadline-S": "100"})
+        )
+        await eventually(lambda: gateway.queue.queued == 1)
+        go_on.set()
+        async with asyncio.timeout(SOON_S):
+            replies = await asyncio.gather(first, second)
+        assert [reply.content for reply in replies] == [DONE, DONE]
+        assert gateway.ledger.finished[-1].retries == 1
+
+
+async def test_an_engine_is_not_blamed_for_the_time_in_which_we_stood_still() -> None:
+    """What it sent meanwhile lies unread: ours was the silence."""
+
+    async def soon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asyncio.get_running_loop().call_soon(time.sleep, 2.5)
+        await asyncio.sleep(0.1)
+        await answers(reader, writer)
+
+    async with scripted_engine(soon) as engine:
+        node = engine_node("n1", engine.address, MODEL)
+        async with gateway_over(node, load_timeout_s=1.0) as (gateway, _, client):
+            assert (await client.post("/api/generate", json=BODY)).content == DONE
+            (record,) = gateway.ledger.finished
+            assert (record.retries, record.tried) == (0, ())
+            assert gateway.metrics.counted().failures == {}
+
+
+async def test_an_engine_that_thawed_is_judged_anew() -> None:
+    """It was dead a moment ago: the next request may be silent for as long as any other."""
+    frozen = True
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if not frozen:
+            writer.write(WHOLE)
+        await reader.read()
+        writer.transport.abort()
+
+    loop = asyncio.get_running_loop()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    pool = UpstreamPool()
+    pulse = Pulse(pool)
+    try:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        fleet = Fleet(nodes=(engine_node("n1", address, MODEL),))
+        (seat,) = Roster(fleet, {}).seats(MODEL)
+        began_s = loop.time()
+        await eventually(lambda: pulse.is_dead(seat, began_s, loop.time(), 0.3))
+        frozen = False
+        thawed_s = loop.time()
+        while loop.time() < thawed_s + 2.0:
+            assert not pulse.is_dead(seat, thawed_s, loop.time(), 0.3)
+            await asyncio.sleep(0.05)
+        assert not pulse.is_dead(seat, began_s, loop.time(), 0.3)
+    finally:
+        await pulse.close()
+        await pool.close()
+        server.close()
+        await server.wait_closed()
