@@ -215,25 +215,44 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class Call:
-    """One request to an engine; `cancel` closes its socket, and nothing more is told of it."""
+    """One request to an engine; `cancel` closes its socket, and nothing more is told of it.
 
-    __slots__ = ("_task", "_timer", "connection", "reused")
+    Once its reply is whole its connection is somebody else's, and nothing here touches it: who
+    asked may hear of the end a moment later than the next request takes the connection.
+    """
+
+    __slots__ = ("_task", "_turn", "connection", "reused")
 
     def __init__(self) -> None:
         self.connection: UpstreamConnection | None = None
         self.reused = False
         """True on a pooled connection: the engine may have closed it just before we wrote."""
         self._task: asyncio.Task[None] | None = None
+        self._turn = 0
+        """Which of its connection's calls this is."""
 
     @property
     def answered(self) -> bool:
         return self.connection is not None and self.connection.answered
 
+    def send(self, connection: UpstreamConnection, payload: bytes, receiver: Receiver) -> None:
+        """On a connection that is free."""
+        self.connection = connection
+        connection.send(payload, receiver)
+        self._turn = connection.calls
+
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        elif self.connection is not None:
-            self.connection.close()
+        elif (connection := self._own()) is not None:
+            connection.close()
+
+    def _own(self) -> UpstreamConnection | None:
+        """Its connection, until the reply is whole."""
+        connection = self.connection
+        if connection is None or connection.receiver is None or connection.calls != self._turn:
+            return None
+        return connection
 
     def wants(self, source: BodySource) -> bool:
         """Whether the engine still takes the body that this source sends."""
@@ -248,12 +267,12 @@ class Call:
             connection.transport.write(data)
 
     def pause(self) -> None:
-        if self.connection is not None:
-            self.connection.pause()
+        if (connection := self._own()) is not None:
+            connection.pause()
 
     def resume(self) -> None:
-        if self.connection is not None:
-            self.connection.resume()
+        if (connection := self._own()) is not None:
+            connection.resume()
 
 
 class UpstreamPool:
@@ -275,9 +294,8 @@ class UpstreamPool:
         while idle and not fresh:
             connection = idle.pop()
             if connection.transport is not None and not connection.transport.is_closing():
-                call.connection = connection
                 call.reused = True
-                connection.send(payload, receiver)
+                call.send(connection, payload, receiver)
                 return call
         self._begin(call, address, payload, receiver, None)
         return call
@@ -344,7 +362,7 @@ class UpstreamPool:
         if protocol.transport is None:
             receiver.up_lost(f"{address} closed the connection at once")
             return
-        protocol.send(payload, receiver)
+        call.send(protocol, payload, receiver)
         if source is not None:
             protocol.source = source
             source.up_open()

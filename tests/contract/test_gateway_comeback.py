@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from olol_tui.fleet.snapshot import Fleet
 from olol_tui.gateway.pulse import Pulse
-from olol_tui.gateway.upstream import UpstreamPool
+from olol_tui.gateway.upstream import Call, UpstreamPool, head
 from olol_tui.routing.roster import Roster
 from tests.contract.fault_rig import Script, is_silent, resets, says, scripted_engine
 from tests.contract.gateway_rig import engine_node, eventually, gateway_over
@@ -64,13 +65,14 @@ async def test_a_request_goes_again_to_the_only_engine_that_lives(stumble: str) 
 async def test_an_engine_that_breaks_every_request_is_not_asked_for_ever() -> None:
     async with (
         scripted_engine(resets) as engine,
-        gateway_over(engine_node("n1", engine.address, MODEL)) as (_, _, client),
+        gateway_over(engine_node("n1", engine.address, MODEL)) as (gateway, _, client),
     ):
         async with asyncio.timeout(SOON_S):
             reply = await client.post("/api/generate", json=BODY)
         assert reply.status_code == 500
         assert "n1/gpu0" in reply.json()["error"]
-        assert engine.requests == 3
+        assert gateway.ledger.finished[-1].retries == 2
+        assert engine.requests <= 5, "on a connection that was idle a try may take two"
 
 
 async def test_an_endpoint_that_is_restarted_is_waited_for() -> None:
@@ -186,3 +188,46 @@ async def test_an_engine_that_thawed_is_judged_anew() -> None:
         await pool.close()
         server.close()
         await server.wait_closed()
+
+
+class _Hears:
+    """A receiver that does something in the moment in which its reply is whole."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self._then = then
+        self.ended = asyncio.Event()
+        self.said = b""
+
+    def up_head(self, status: int, content_type: bytes) -> None:
+        pass
+
+    def up_data(self, data: bytes, final: bool) -> None:
+        self.said += data
+
+    def up_end(self) -> None:
+        self._then()
+        self.ended.set()
+
+    def up_lost(self, reason: str) -> None:
+        self.ended.set()
+
+
+async def test_who_has_its_answer_does_not_touch_the_connection_of_the_next() -> None:
+    """A question whether an engine lives is answered, its connection goes to a request, and only
+    then the one who asked awakes, and is done with it. The request would hear nothing for ever."""
+    async with scripted_engine(answers) as engine:
+        pool = UpstreamPool()
+        payload = head("POST", engine.address, "/api/generate", 2, "application/json") + b"{}"
+        second = _Hears()
+        calls: list[Call] = []
+        first = _Hears(lambda: calls.append(pool.call(engine.address, payload, second)))
+        try:
+            done = pool.call(engine.address, payload, first)
+            await asyncio.wait_for(first.ended.wait(), 10)
+            done.pause()
+            done.cancel()
+            assert calls[0].reused
+            await asyncio.wait_for(second.ended.wait(), 10)
+            assert second.said == DONE
+        finally:
+            await pool.close()
