@@ -187,7 +187,7 @@ class OlolApp(App[str], inherit_bindings=False):
 
     def open_log(self, node: str, engine: str) -> None:
         """Go to the log screen; an empty engine is the node's agent."""
-        self._logs.show(node, engine)
+        self._logs.show(node, engine, self._view.name)
         self.show_view("logs")
 
     # -- life --

@@ -233,12 +233,12 @@ async def test_clicks_choose_nodes_and_parts() -> None:
 # -- adding --
 
 SSH_CONFIG = """\
+Host old-n01
+    HostName 10.0.4.11
 Host gpu1 gpu2
     HostName %h.lan
     User ops
     Port 2222
-Host old-n01
-    HostName 10.0.4.11
 Host *
     User me
 """
@@ -265,6 +265,7 @@ async def test_add_offers_the_hosts_of_the_ssh_configuration(tmp_path: Path) -> 
         text = shown(app)
         assert "ops@gpu1.lan:2222" in text
         assert "is node n01" in text
+        assert "▶ gpu1" in text, "the first that is no node yet"
         await pilot.press(*"gpu2", "enter")
         assert "Add and provision" in shown(app)
         await pilot.press("enter")
@@ -498,13 +499,15 @@ async def test_copy_ssh_is_one_clean_line() -> None:
 
 
 async def test_logs_of_the_agent_and_of_an_engine() -> None:
-    async with on("n01") as (pilot, _app, link):
+    async with on("n01") as (pilot, app, link):
         await pilot.press("l")
         await pilot.pause()
         assert link.logs_asked == [("n01", "")]
         await pilot.press("4", "enter", "end", "l")
         await pilot.pause()
         assert link.logs_asked[-1] == ("n01", "n01/ollama-gpu7")
+        await pilot.press("escape")
+        assert app._view.name == "nodes", "where it was opened"
 
 
 # -- questions that come by themselves --

@@ -250,8 +250,9 @@ async def test_a_home_that_is_mounted_so(
     """Read-only rules a node out; noexec does not: Python reads the agent."""
     host, what = clean.hosts["h1"], wishes(agent_file(tmp_path))
     host.exec(f"mount --bind /home /home && mount -o {options} /home", user="root")
+    run = Provisioning(job(clean, "h1", what, tmp_path), Archives(tmp_path))
     try:
-        report = await provision(clean, "h1", what, tmp_path)
+        report = await run.run()
         if words:
             assert words in failure(report).message
             assert failure(report).name == "agent"
@@ -259,6 +260,10 @@ async def test_a_home_that_is_mounted_so(
             moved = await provision(clean, "h1", elsewhere, tmp_path)
             assert moved.ok, moved.failure
             assert (await uninstall(clean, "h1", elsewhere, tmp_path)).ok
+            host.exec("mount -o remount,rw,bind /home", user="root")
+            mended = await run.run()
+            assert mended.ok, mended.failure
+            assert (await uninstall(clean, "h1", what, tmp_path)).ok
         else:
             assert report.ok, report.failure
             assert report.facts is not None

@@ -69,6 +69,10 @@ class AddNodeDialog(Dialog[Added]):
 
     async def _read(self) -> None:
         self._hosts = await asyncio.to_thread(self._read_hosts)
+        if not self._typed and not self._cursor:
+            # A host that is a node already is not what somebody wants to add.
+            new = (at for at, host in enumerate(self._hosts) if not self._already(host, host.name))
+            self._cursor = next(new, 0)
         self.repaint()
 
     # -- what is meant --

@@ -36,9 +36,13 @@ class LogsView(View):
         """Lines between the last visible one and the newest."""
         self._reader: asyncio.Task[None] | None = None
         self._ended = ""
+        self._opener = ""
+        """The screen that the log was opened from."""
 
-    def show(self, node: str, engine: str) -> None:
-        """Read this log from now on."""
+    def show(self, node: str, engine: str, opener: str = "") -> None:
+        """Read this log from now on; escape leads back to the screen `opener`."""
+        if opener != self.name:
+            self._opener = opener or self._opener
         if (node, engine) != (self.node, self.engine):
             self._lines.clear()
             self.node, self.engine = node, engine
@@ -180,7 +184,10 @@ class LogsView(View):
         self.host.redraw()
 
     def back(self) -> None:
-        self._scroll_up(-KEPT_LINES)
+        if self._up:
+            self._scroll_up(-KEPT_LINES)
+        elif self._opener:
+            self.host.show_view(self._opener)
 
     def _set_filter(self, new: Filter) -> None:
         super()._set_filter(new)

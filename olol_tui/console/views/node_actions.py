@@ -43,7 +43,7 @@ PROVISION_STEPS = (
     ("engine", "use the Ollama that is there, or bring the configured one"),
     ("service", "keep the agent alive: systemd user unit, else detached"),
     ("health", "ask the agent"),
-    ("llama", "llama.cpp for splits: from the configured archive, or built there"),
+    ("llama", "llama.cpp for splits, if configured: from an archive or built"),
     ("engines", "start those that the roles of its GPUs ask for"),
     ("traffic", "one request over the road that clients' requests take"),
 )
