@@ -168,6 +168,16 @@ ACTIONS: tuple[Action, ...] = (
         footer=5,
     ),
     Action(
+        "retry_split",
+        ("r",),
+        "Retry",
+        "split a model again whose split was given up: shows what it said last",
+        "Placement",
+        _PLACES,
+        dangerous=True,
+        footer=1,
+    ),
+    Action(
         "apply_plan",
         ("a",),
         "Apply",

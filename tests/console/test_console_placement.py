@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from olol_tui.console.sample import list_fleet, panes_fleet, split_fleet
-from olol_tui.fleet.commands import Move, Place, SetPin, Unload
+from olol_tui.fleet.commands import Move, Place, RetrySplit, SetPin, Unload
 from olol_tui.fleet.snapshot import Fleet
 from tests.console.fake_link import NOW_S, FakeLink, running, shown
 
@@ -172,3 +172,36 @@ async def test_a_split_is_one_model_over_its_devices_and_goes_as_a_whole() -> No
         assert link.commands == [
             Unload(model="llama3.1:405b", node="n01", device=uuid(link, "n01", "gpu2"))
         ]
+
+
+async def test_a_split_that_was_given_up_is_tried_again_by_key() -> None:
+    base = split_fleet(NOW_S)
+    split = base.splits[0]
+    failed = replace(
+        split,
+        state="failed",
+        parts=(),
+        error="worker: crashed 5 times",
+        log_tail=("out of memory",),
+    )
+    async with running(base) as (pilot, app, link):
+        await pilot.press("r")
+        assert "crashed 5 times" not in shown(app), "there is nothing to try again"
+        link.publish(replace(base, splits=(failed,)))
+        app.tick()
+        await pilot.pause()
+        for screen in ("1", "2"):
+            await pilot.press(screen, "r")
+            text = shown(app)
+            assert f"Split {split.model} again?" in text, text
+            assert "crashed 5 times" in text and "out of memory" in text
+            await pilot.press("escape")
+        other = replace(failed, id="split/other:1b", model="other:1b")
+        link.publish(replace(base, splits=(failed, other)))
+        app.tick()
+        await pilot.pause()
+        await pilot.press("r", "o", "t", "h", "enter")
+        assert "Split other:1b again?" in shown(app)
+        await pilot.press("tab", "enter")
+        await pilot.pause()
+        assert link.commands == [RetrySplit("other:1b")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.events import Key
 
+from olol_tui.console.views import split_actions
 from olol_tui.console.views.base import Host, View
 from olol_tui.console.views.placement import Placement
 from olol_tui.render.filters import Fields, Filter
@@ -186,6 +187,8 @@ class FleetView(View):
     def can(self, action: str) -> bool:
         if action in ("place_model", "move_model", "unload_model", "pin_model"):
             return self._placement.can(action)
+        if action == "retry_split":
+            return bool(split_actions.failed_splits(self.host))
         return super().can(action)
 
     def _move(self, by: int) -> None:
@@ -260,6 +263,9 @@ class FleetView(View):
 
     def do_pin_model(self) -> None:
         self._placement.pin()
+
+    def do_retry_split(self) -> None:
+        split_actions.retry(self.host)
 
     def click(self, hit: Hit, *, double: bool) -> None:
         index = int(hit.value)

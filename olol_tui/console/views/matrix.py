@@ -7,6 +7,7 @@ from textual.events import Key
 from olol_tui.console.dialogs.ask import CANCEL, Answer, Ask
 from olol_tui.console.dialogs.sheet import Sheet
 from olol_tui.console.staged import Change, Kind, Staged
+from olol_tui.console.views import split_actions
 from olol_tui.console.views.base import Host
 from olol_tui.console.views.rows import RowsView
 from olol_tui.render.box import facts
@@ -226,6 +227,8 @@ class MatrixView(RowsView):
     def can(self, action: str) -> bool:
         if action in ("apply_plan", "discard_plan"):
             return len(self.staged) > 0
+        if action == "retry_split":
+            return bool(split_actions.failed_splits(self.host))
         here = self.current()
         if action in ("place_model", "move_model", "unload_model", "pin_model"):
             if here is None:
@@ -272,6 +275,9 @@ class MatrixView(RowsView):
             self.host.say(fit.reason, severity="warning")
             return
         self._toggle(planned)
+
+    def do_retry_split(self) -> None:
+        split_actions.retry(self.host)
 
     def do_unload_model(self) -> None:
         self._toggle_resident("unload")
