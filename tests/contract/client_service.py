@@ -7,7 +7,6 @@ on PATH.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import selectors
@@ -20,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from olol_tui.fleet.snapshot import RUNNERS
 from tests.at_hand import LLAMA_SERVER, NO_LLAMA_SERVER, has, smollm2
+from tests.contract.ollama_process import create, program
 
 START_S = 60.0
 REPLY_S = 90.0
@@ -60,13 +59,19 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(kind: str) -> Iterator[Service]:
-    """Skips where that kind of engine is not at hand."""
-    environ = _environ(kind)
+def serving(kind: str, *, more: str = "", models: bool = True, **env: str) -> Iterator[Service]:
+    """Skips where that kind of engine is not at hand.
+
+    Args:
+        more: TOML after the node's.
+        models: whether a store gets the models of the service.
+        env: of the core and its engines, beside what there is.
+    """
+    environ = _environ(kind) | env
     # Not pytest's own directory: a UNIX socket's path must stay under 108 bytes.
     state = Path(tempfile.mkdtemp(prefix="olol-clients-"))
     config = state / "cluster.toml"
-    config.write_text(_config(kind, state))
+    config.write_text(_config(kind, state) + more)
     common = ["--state-dir", str(state / "s"), "--config", str(config)]
     log = (state / "serve.log").open("wb")
     process = subprocess.Popen(
@@ -82,8 +87,9 @@ def serving(kind: str) -> Iterator[Service]:
         if kind == "simulated":
             yield Service(url, kind, "llama3.2:1b", "nomic-embed-text", "llama3.2:1b", "gemma3:4b")
         elif kind == "ollama":
-            _create(url, real)
-            _create(url, tools, template=_TOOLS_OF_OLLAMA)
+            if models:
+                create(url, real, smollm2())
+                create(url, tools, smollm2(), template=_TOOLS_OF_OLLAMA)
             yield Service(url, kind, real, real, tools)
         else:
             yield Service(url, kind, real, real, tools)
@@ -111,8 +117,8 @@ def _environ(kind: str) -> dict[str, str]:
     environ = dict(os.environ)
     if kind == "embedded" and not has("xllamacpp"):
         pytest.skip("xllamacpp is not installed")
-    if kind == "ollama" and shutil.which("ollama") is None:
-        pytest.skip("no ollama on PATH")
+    if kind == "ollama":
+        program()
     if kind == "llama-server":
         if not LLAMA_SERVER:
             pytest.skip(NO_LLAMA_SERVER)
@@ -140,16 +146,6 @@ _TOOLS_OF_OLLAMA = """{{- if .Tools }}{{ end }}{{- range .Messages }}<|im_start|
 """
 """With blanks in the JSON: without, SmolLM2 leaves out a quote of its own, and a plain Ollama, too,
 finds no call in that."""
-
-
-def _create(url: str, name: str, **more: str) -> None:
-    """Put the file into Ollama's store, through the gateway."""
-    data = smollm2().read_bytes()
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    with httpx.Client(base_url=url, timeout=REPLY_S, trust_env=False) as client:
-        client.post(f"/api/blobs/{digest}", content=data).raise_for_status()
-        body = {"model": name, "files": {"model.gguf": digest}, "stream": False, **more}
-        client.post("/api/create", json=body).raise_for_status()
 
 
 def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:
