@@ -28,6 +28,7 @@ from olol_tui.errors import NodeError, OlolError, first_error
 from olol_tui.fleet import desired, limits, walls
 from olol_tui.fleet.agent_client import AgentClient, AgentUnreachable
 from olol_tui.fleet.engine_client import EngineClient
+from olol_tui.fleet.footprints import Footprints
 from olol_tui.fleet.identity import Identity
 from olol_tui.fleet.node_view import NodeFacts, build_node
 from olol_tui.fleet.overlay import Overlay
@@ -107,6 +108,7 @@ class NodeSession:
         self._clock_map = ClockMap()
         self._client: AgentClient | None = None
         self._steering = Steering(name, config, self._facts, wishes, clock=clock, changed=changed)
+        self._footprints = Footprints(self._facts, changed)
         self._surveying = asyncio.Lock()
         """Two at once could end with the older facts."""
         self._try_now = asyncio.Event()
@@ -294,6 +296,7 @@ class NodeSession:
                 tasks.create_task(self._steering.hold(client), name=f"lease {self._name}")
                 tasks.create_task(self._steering.steer(client), name=f"engines {self._name}")
                 tasks.create_task(self._keep_looking(client), name=f"survey {self._name}")
+                tasks.create_task(self._footprints.learn(self.shape), name=f"sizes {self._name}")
 
     async def _watch_road(self) -> None:
         problem = await self._road.lost()
@@ -385,7 +388,7 @@ class NodeSession:
         if found.errors != self._facts.model_errors:
             for error in found.errors:
                 log.warning("%s: %s", self._name, error)
-        self._facts.models = found.models
+        self._footprints.list(found.models)
         self._facts.model_errors = found.errors
         self._steering.replan()
 

@@ -310,6 +310,7 @@ class Placer:
             target.model,
             num_ctx=context,
             slots=slots,
+            vendor=target.device.vendor,
             measured_bytes=self._desk.measured_bytes(target.model, context),
         )
         room = room_of(target, self._desk.busy)

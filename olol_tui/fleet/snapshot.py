@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from olol_tui.models.footprint import Footprint
+
 STALE_AFTER_BEATS = 2.5
 """Telemetry older than this many beats is stale: shown dimmed with its age. With beats of a
 second readers know within three; a line that loses every hundredth packet comes not near it."""
@@ -62,6 +64,8 @@ class Model:
     """GGUF file on the node; empty when only an Ollama store holds it."""
     chat_template: str = ""
     """Jinja text or a llama.cpp template name that replaces the GGUF's own; usually empty."""
+    footprint: Footprint | None = None
+    """What it takes by its header; None: not read, or not known."""
 
 
 @dataclass(frozen=True, slots=True)

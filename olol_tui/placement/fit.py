@@ -1,9 +1,9 @@
 """Does a model fit a device, and what would have to go for it?
 
 Pure: sizes and residents in, a verdict with a sentence out. Estimates follow llama.cpp's
-memory: weights + KV cache of all slots + compute buffers. A store tells no layer shapes, so
-the KV cache is guessed from the parameter count; a size measured on a running engine always
-wins over the guess.
+memory: weights + KV cache of all slots + compute buffers, as the file's header has its layers.
+Where nobody has read that, the KV cache is guessed from the parameter count, and the sentence
+says «about»; a size measured on a running engine always wins.
 """
 
 from __future__ import annotations
@@ -40,17 +40,24 @@ class Estimate:
     compute_bytes: int
     measured: bool = False
     """True when `weights_bytes` is the whole, as an engine reported it."""
+    computed: bool = False
+    """True when it comes from the layers in the file's header, and is no guess."""
 
     @property
     def total_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes + self.compute_bytes
 
+    def words(self) -> str:
+        """`5.9 GiB by its header`, or `about 5.9 GiB` where that is a guess."""
+        size = format_size(self.total_bytes)
+        return f"{size} by its header" if self.computed else f"about {size}"
+
     def sentence(self) -> str:
         """`5.9 GiB (4.9 GiB weights, 576 MiB cache, 368 MiB buffers)`."""
         if self.measured:
-            return f"{format_size(self.total_bytes)} (measured)"
+            return f"{self.words()} (measured)"
         return (
-            f"{format_size(self.total_bytes)} ({format_size(self.weights_bytes)} weights, "
+            f"{self.words()} ({format_size(self.weights_bytes)} weights, "
             f"{format_size(self.kv_bytes)} cache, {format_size(self.compute_bytes)} buffers)"
         )
 
@@ -104,15 +111,26 @@ def parameters_billions(model: Model) -> float:
 
 
 def estimate(
-    model: Model, *, num_ctx: int, slots: int = 1, measured_bytes: int | None = None
+    model: Model,
+    *,
+    num_ctx: int,
+    slots: int = 1,
+    vendor: str = "",
+    measured_bytes: int | None = None,
 ) -> Estimate:
     """Memory of a model with `slots` contexts of `num_ctx` tokens.
 
     Args:
+        vendor: of the device.
         measured_bytes: what an engine reported for the same model and context.
     """
     if measured_bytes:
         return Estimate(measured_bytes, 0, 0, measured=True)
+    if (known := model.footprint) is not None:
+        ctx = min(num_ctx, model.context_length or num_ctx)
+        kv = known.kv_at(ctx, slots)
+        rest = known.total_at(ctx, vendor, slots) - known.weights_bytes - kv
+        return Estimate(known.weights_bytes, kv, rest, computed=True)
     is_generative = "completion" in model.capabilities
     context = min(num_ctx, model.context_length or num_ctx)
     billions = parameters_billions(model)
@@ -138,7 +156,7 @@ def judge(name: str, need: Estimate, room: Room, *, going: Collection[str] = ())
         return Fit(
             "never",
             need,
-            f"{name} needs about {need.sentence()}; {room.where} has {total} when empty",
+            f"{name} needs {need.sentence()}; {room.where} has {total} when empty",
         )
     free_bytes = room.total_bytes if room.free_bytes is None else room.free_bytes
     leaving = [r for r in room.residents if r.name in going and not r.pinned]
@@ -146,7 +164,7 @@ def judge(name: str, need: Estimate, room: Room, *, going: Collection[str] = ())
         return Fit(
             "fits",
             need,
-            f"{name} needs about {format_size(need.total_bytes)}; "
+            f"{name} needs {need.words()}; "
             f"{room.where} has {format_size(free_bytes)} of {total} free",
         )
     return _make_room(name, need, room, free_bytes, leaving)
@@ -173,7 +191,7 @@ def _make_room(
     idle.sort(key=lambda r: (r.expires_at or "~", -r.bytes))
     goes = [*leaving, *_until(idle, missing - sum(r.bytes for r in leaving))]
     freed = sum(r.bytes for r in goes)
-    asks = f"{name} needs about {format_size(need.total_bytes)}, {format_size(free_bytes)} is free"
+    asks = f"{name} needs {need.words()}, {format_size(free_bytes)} is free"
     if freed >= missing:
         return Fit("evicts", need, f"{asks}: {_listed(goes)} will go", _names(goes))
     waits_for = _until(busy, missing - freed)

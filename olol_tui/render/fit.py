@@ -92,7 +92,13 @@ def judge_on(name: str, tile: Tile, fleet: Fleet) -> Fit:
         )
 
     slots = target.engine.slots if target.engine is not None else 1
-    need = estimate(target.model, num_ctx=DEFAULT_CTX, slots=slots, measured_bytes=measured)
+    need = estimate(
+        target.model,
+        num_ctx=DEFAULT_CTX,
+        slots=slots,
+        vendor=target.device.vendor,
+        measured_bytes=measured,
+    )
     room = room_of(target, busy)
     fit = judge(target.name, need, room)
     before = None

@@ -70,7 +70,8 @@ def offers(
     for seat in (*found.cold, *found.small):
         if seat.fits is False:
             needs, has = format_size(seat.need_bytes), format_size(seat.vram_bytes or 0)
-            reason = f"the model needs {needs}, the device has {has}"
+            how = "" if seat.is_guess else " by its header"
+            reason = f"the model needs {needs}{how}, the device has {has}"
             found.rejected.append(Rejection(seat.where, reason))
             continue
         other = _other_load(ask.model, seat, busy)

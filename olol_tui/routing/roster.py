@@ -20,6 +20,7 @@ from olol_tui.fleet.snapshot import (
     Node,
     SplitRule,
 )
+from olol_tui.models.footprint import Footprint
 from olol_tui.models.names import canonical
 from olol_tui.routing.splitting import with_split
 
@@ -77,6 +78,8 @@ class Seat:
     need_bytes: int
     vram_bytes: int | None
     free_bytes: int | None
+    is_guess: bool = True
+    """`need_bytes` is guessed from the file's size, not computed from its header."""
     lent_bytes: int = 0
     """Of the device, what splits have, loaded or about to be."""
     residents: tuple[Resident, ...] = ()
@@ -110,8 +113,13 @@ class Seat:
         return self.need_bytes <= self.vram_bytes
 
 
-def need_bytes(size_bytes: int, vendor: str = "") -> int:
-    """Memory that a model of this file size will take, weights with an everyday KV cache."""
+def need_bytes(
+    size_bytes: int, vendor: str = "", footprint: Footprint | None = None, slots: int = 1
+) -> int:
+    """Memory that a model will take, by its header; guessed from its file's size where that is
+    not known: weights with an everyday KV cache."""
+    if footprint is not None:
+        return footprint.total_at(USUAL_CTX, vendor, slots)
     overhead = _CPU_OVERHEAD_BYTES if vendor == "cpu" else _OVERHEAD_BYTES
     return int(size_bytes * _KV_SHARE) + overhead if size_bytes else 0
 
@@ -249,7 +257,10 @@ class Roster:
             loading=starting or any(canonical(x.name) == model for x in engine.loading),
             context_length=loaded.context_length if loaded else None,
             size_bytes=entry.size_bytes,
-            need_bytes=need_bytes(entry.size_bytes, owned[0].vendor if owned else ""),
+            need_bytes=need_bytes(
+                entry.size_bytes, owned[0].vendor if owned else "", entry.footprint, engine.slots
+            ),
+            is_guess=entry.footprint is None,
             vram_bytes=_total(total),
             free_bytes=_less(_least(_total(free), _less(_total(total), held)), unseen - left),
             lent_bytes=sum(device.lent_bytes for device in owned),
@@ -303,7 +314,8 @@ class Roster:
             loading=False,
             context_length=None,
             size_bytes=entry.size_bytes,
-            need_bytes=need_bytes(entry.size_bytes, device.vendor),
+            need_bytes=need_bytes(entry.size_bytes, device.vendor, entry.footprint),
+            is_guess=entry.footprint is None,
             vram_bytes=device.vram_bytes,
             free_bytes=_less(device.free_bytes, coming),
             lent_bytes=device.lent_bytes,

@@ -151,6 +151,19 @@ async def test_a_file_that_is_no_model_is_said_and_hides_nothing(tmp_path: Path)
             await fleet.controller.submit(Place("junk:1", "local", "cpu"))
 
 
+async def test_sizes_come_from_the_header_as_soon_as_it_is_read(tmp_path: Path) -> None:
+    async with rig(tmp_path, cluster(vram_limit="120MiB")) as fleet:
+        await connected(fleet)
+        await fleet.until(lambda f: f.nodes[0].library[0].footprint is not None)
+        known = fleet.node("local").library[0].footprint
+        assert known is not None
+        weights = 30 * 2_216_448
+        assert weights < known.weights_bytes < 98_362_432
+        assert known.kv_at(512) == 30 * 512 * 2 * 3 * 64 * 2
+        with pytest.raises(PlacementError, match=r"MiB by its header \(92.* MiB weights, 11.2"):
+            await fleet.controller.submit(Place(MODEL, "local", "cpu"))
+
+
 async def test_what_a_model_takes_and_where_it_fits(tmp_path: Path) -> None:
     """From the real header, with the node's own context where none is asked for."""
     async with rig(tmp_path, cluster()) as fleet:

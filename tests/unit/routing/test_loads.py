@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from olol_tui.fleet.snapshot import Engine, Fleet, Loaded, Model, Node
+from olol_tui.models.footprint import Footprint
 from olol_tui.routing.books import Books
 from olol_tui.routing.decision import Ask, Decision
 from olol_tui.routing.policy import POLICIES
@@ -148,6 +149,19 @@ def test_runners_of_a_device_make_room_for_each_other() -> None:
     assert here.books.occupancy(len).leaving == {(f"a/llama-server-{OTHER}", OTHER): HOT}
     here.books.load_ended(decision.seat.key, HOT, 101.0)
     assert not here.books.occupancy(len).leaving
+
+
+def test_a_size_from_the_header_is_believed_before_one_of_the_file() -> None:
+    """What a file's size would have too large, and what is too large after all."""
+    small = Footprint(3 * GIB, GIB // 2, GIB // 4, 4096, 0, 0)
+    node = runners(vram=5)
+    assert Here((node,)).decide().action == "load", "it fits no device by its file's size"
+    known = replace(node.library[0], footprint=small)
+    fits = Here((replace(node, library=(known, *node.library[1:])),)).decide()
+    assert (fits.action, fits.reason.split(":")[-1]) == ("load", " nobody has it warm")
+    large = replace(node.library[0], footprint=replace(small, weights_bytes=6 * GIB))
+    told = Here((replace(node, library=(large, *node.library[1:])),)).decide()
+    assert "the model needs 6.8 GiB by its header, the device has 5 GiB" in told.text
 
 
 def test_a_runner_at_work_or_pinned_is_not_stopped() -> None:
