@@ -152,7 +152,7 @@ async def test_small_models_answer_while_a_split_comes_runs_and_goes(product: Pr
 
 async def test_a_worker_reads_back_what_it_was_sent_but_never_half_of_it(product: Product) -> None:
     async with split_operator(product) as (ops, http):
-        whole = (await complete(http, 8)).json()["response"]
+        assert SAID in (await complete(http, 8)).json()["response"]
         split = the_split(await ops.until(is_ready))
         assert split is not None
         last = next(part for part in split.parts if part.has_output)
@@ -164,18 +164,21 @@ async def test_a_worker_reads_back_what_it_was_sent_but_never_half_of_it(product
         )
         kill_on(host, [helper(ops, last.engine).pid])
         await ops.until(lambda f: not is_ready(f))
-        assert (await complete(http, 8)).json()["response"] == whole
+        assert SAID in (await complete(http, 8)).json()["response"]
         kept = await until_kept(host)
         # Lost again with all of it there: it is not written a second time.
         written = host.exec(["stat", "-c", "%Y %i", kept]).stdout
         await ops.until(is_ready)
         kill_on(host, [helper(ops, last.engine).pid])
         await ops.until(lambda f: not is_ready(f))
-        assert (await complete(http, 8)).json()["response"] == whole
+        assert SAID in (await complete(http, 8)).json()["response"]
         assert host.exec(["stat", "-c", "%Y %i", kept]).stdout == written
         await complete(http, 1, keep_alive=0)
 
 
+SAID = "the capital of the country of France"
+"""With half of its embedding it would say nothing of the kind. The token after it is a near tie: it
+may differ where the layers lie otherwise."""
 CACHE = "$HOME/.local/share/olol-agent"
 
 
