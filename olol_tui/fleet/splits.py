@@ -274,9 +274,15 @@ class Splits:
         run.replanned_s = now_s
 
         async def work(report: Report) -> str:
-            draft = await self._planning.draft(
-                wish.model, num_ctx=wish.num_ctx, keep_alive_s=wish.keep_alive_s, without=lost
-            )
+            try:
+                draft = await self._planning.draft(
+                    wish.model, num_ctx=wish.num_ctx, keep_alive_s=wish.keep_alive_s, without=lost
+                )
+            except OlolError as error:
+                if not run.was_ready and self._desk.wishes.splits.get(wish.id) == wish:
+                    # Nobody had it yet: who waits for it is told, and nothing of it stays.
+                    self._fail(wish.id, f"{run.error} while it was loading, and now {error}")
+                raise
             if self._desk.wishes.splits.get(wish.id) != wish:
                 return "it is not wished for any more"
             await self._apply(report, draft, before=wish)
