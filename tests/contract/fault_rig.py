@@ -22,6 +22,8 @@ class ScriptedEngine:
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.requests = 0
         self.address = ""
+        self.frozen = False
+        """It does not even say what it is."""
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -50,6 +52,9 @@ class ScriptedEngine:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if head.startswith(b"GET"):
+            if self.frozen:
+                await is_silent(reader, writer)
+                return
             body = b'{"version":"0.12.0"}'
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
             return

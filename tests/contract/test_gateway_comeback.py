@@ -158,36 +158,24 @@ async def test_an_engine_is_not_blamed_for_the_time_in_which_we_stood_still() ->
 
 async def test_an_engine_that_thawed_is_judged_anew() -> None:
     """It was dead a moment ago: the next request may be silent for as long as any other."""
-    frozen = True
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        if not frozen:
-            writer.write(WHOLE)
-        await reader.read()
-        writer.transport.abort()
-
     loop = asyncio.get_running_loop()
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    pool = UpstreamPool()
-    pulse = Pulse(pool)
-    try:
-        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        fleet = Fleet(nodes=(engine_node("n1", address, MODEL),))
+    async with scripted_engine(answers) as engine:
+        pool = UpstreamPool()
+        pulse = Pulse(pool)
+        engine.frozen = True
+        fleet = Fleet(nodes=(engine_node("n1", engine.address, MODEL),))
         (seat,) = Roster(fleet, {}).seats(MODEL)
-        began_s = loop.time()
-        await eventually(lambda: pulse.is_dead(seat, began_s, loop.time(), 0.3))
-        frozen = False
-        thawed_s = loop.time()
-        while loop.time() < thawed_s + 2.0:
+        try:
+            began_s = loop.time()
+            await eventually(lambda: pulse.is_dead(seat, began_s, loop.time(), 0.3))
+            engine.frozen = False
+            thawed_s = loop.time()
             assert not pulse.is_dead(seat, thawed_s, loop.time(), 0.3)
-            await asyncio.sleep(0.05)
-        assert not pulse.is_dead(seat, began_s, loop.time(), 0.3)
-    finally:
-        await pulse.close()
-        await pool.close()
-        server.close()
-        await server.wait_closed()
+            await eventually(lambda: not pulse.is_dead(seat, began_s, loop.time(), 0.3))
+            assert not pulse.is_dead(seat, thawed_s, loop.time(), 0.3)
+        finally:
+            await pulse.close()
+            await pool.close()
 
 
 class _Hears:
