@@ -125,7 +125,9 @@ class Loader:
             unload: dict[str, object] = {"model": victim, "stream": False, "keep_alive": 0}
             load.calls.append(_request(seat, victim, unload, roster))
         body: dict[str, object] = {"model": name, "stream": False}
-        if step.num_ctx is not None and step.num_ctx > USUAL_CTX:
+        # What is loaded with less than usual shows that this engine gives less unasked.
+        unasked = min(USUAL_CTX, USUAL_CTX if seat.context_length is None else seat.context_length)
+        if step.num_ctx is not None and step.num_ctx > unasked:
             body["options"] = {"num_ctx": step.num_ctx}
         load.calls.append(_request(seat, model, body, roster))
         self.send(load)

@@ -96,8 +96,10 @@ def test_ollama_list_show_and_ps(service, native):
     assert "completion" in (shown.capabilities or [])
     assert shown.modelinfo
     running = {model.model: model for model in native.ps().models}
-    assert running[service.model].context_length
-    assert running[service.model].expires_at
+    # Ollama loads two models of one file once, and tells of it by the name it was loaded by.
+    loaded = running.get(service.model) or running[service.tool_model]
+    assert loaded.context_length
+    assert loaded.expires_at
 
 
 def test_ollama_embed(service, native):
