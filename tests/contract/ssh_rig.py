@@ -52,7 +52,8 @@ class Sshd:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\n"
             f"AuthorizedKeysFile {self.authorized}\nPidFile none\nUsePAM no\nStrictModes no\n"
             "PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"LogLevel VERBOSE\n{self.config}\n"
+            # A shell of level 2 skips ~/.bashrc: what the user of the tests has there may be slow.
+            f"LogLevel VERBOSE\nSetEnv SHLVL=1\n{self.config}\n"
             + ("Subsystem sftp internal-sftp\n" if self.sftp else "")
         )
         with (self.directory / "sshd.log").open("ab") as log:
